@@ -1,0 +1,107 @@
+"""What a trial is: its content, and the hash of it that names the trial everywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness import sources
+from harness.registry import Registry
+
+
+@dataclass(frozen=True)
+class Part:
+    """A method or probe with all of its options."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """A value that a trial takes from another one: the metric `metric` of the trial `hash` becomes the value at `path`.
+
+    `path` is `recipe.FIELD` or `methods.INDEX.OPTION`.
+    """
+
+    path: str
+    hash: str
+    metric: str
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """One cell of a grid with one seed. A trial is a pure function of this content.
+
+    >>> spec = TrialSpec("digits/mlp", {}, 1, [Part("adamw")], {"steps": 10}, {"init": 0})
+    >>> spec.hash == TrialSpec.from_json(spec.to_json()).hash
+    True
+    """
+
+    task: str
+    task_options: dict[str, Any]
+    task_version: int
+    methods: list[Part]
+    recipe: dict[str, Any]
+    seed: dict[str, int]
+    probes: list[Part] = field(default_factory=list)
+    threads: int = 1
+    device: str = "cpu"
+    data: str = ""
+    stacked: bool = False
+    requires: list[Requirement] = field(default_factory=list)
+
+    @property
+    def hash(self) -> str:
+        """The first 16 hexadecimal digits of the SHA-256 of the canonical content."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+    def to_json(self) -> str:
+        """The canonical text: keys sorted, no spaces."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str) -> TrialSpec:
+        """The reverse of `to_json`."""
+        content = json.loads(text)
+        for name in ("methods", "probes"):
+            content[name] = [Part(**part) for part in content[name]]
+        content["requires"] = [Requirement(**requirement) for requirement in content["requires"]]
+        return TrialSpec(**content)
+
+    @property
+    def method(self) -> str:
+        """The composition by name: `lambda_gelu + balanced_adam`."""
+        return " + ".join(part.name for part in self.methods)
+
+    @property
+    def seed_label(self) -> str:
+        """`3`, or `init=3 split=0` where streams have seeds of their own."""
+        if set(self.seed) == {"init"}:
+            return str(self.seed["init"])
+        return " ".join(f"{name}={value}" for name, value in self.seed.items())
+
+    def with_values(self, values: dict[str, Any]) -> TrialSpec:
+        """This trial with what it requires filled in, for running: the hash stays that of the trial as planned."""
+        content = json.loads(self.to_json())
+        for path, value in values.items():
+            family, *rest = path.split(".")
+            if family == "recipe":
+                content["recipe"][rest[0]] = value
+            else:
+                content["methods"][int(rest[0])]["options"][rest[1]] = value
+        return TrialSpec.from_json(json.dumps(content))
+
+
+def code_digest(registry: Registry, spec: TrialSpec) -> str:
+    """A digest of the parsed source behind a trial: its task, methods and probes with what they import, and the engine."""
+    files: list[Path] = list(sources.ENGINE)
+    files += registry.files("task", spec.task)
+    for part in spec.methods:
+        files += registry.files("method", part.name)
+    for part in spec.probes:
+        files += registry.files("probe", part.name)
+    return sources.digest([file for file in files if file.exists()])

@@ -1,0 +1,271 @@
+"""What a trial leaves in the results folder: the memory of everything that was computed.
+
+    results/trials/<hash>/trial.json          what the trial is
+    results/trials/<hash>/lock                held by the one process that runs it
+    results/trials/<hash>/<attempt>/chunk-N.jsonl   records, in committed chunks
+    results/trials/<hash>/<attempt>/last-N.pt       the checkpoint that stands behind the chunks up to N
+    results/trials/<hash>/<attempt>/commit.json     names the chunks and the checkpoint that count
+    results/trials/<hash>/result.json         written once, atomically: only this means done
+
+Every attempt writes in a folder of its own and takes the committed chunks of the one before it by name, so an older
+attempt that wakes up again writes where nobody reads.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+
+class Status(StrEnum):
+    """How a trial ended."""
+
+    FINISHED = "finished"
+    DIVERGED = "diverged"
+    SCREENED = "screened"
+    FAILED = "failed"
+    OUT_OF_MEMORY = "out-of-memory"
+    TIMED_OUT = "timed-out"
+    BLOCKED = "blocked"
+    LOST = "lost"
+
+    @property
+    def done(self) -> bool:
+        """Whether the next run leaves it alone: failed ones are done until their code changes."""
+        return self in (Status.FINISHED, Status.DIVERGED, Status.SCREENED, Status.FAILED)
+
+    @property
+    def good(self) -> bool:
+        """Whether the trial went as planned: what does not is counted in the exit status."""
+        return self in (Status.FINISHED, Status.DIVERGED, Status.SCREENED)
+
+
+class RecordsError(RuntimeError):
+    """The results folder cannot be read or written as it must be."""
+
+
+class Locked(RecordsError):
+    """Another process is running the trial."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """The end of a trial: status, final metrics, and what they rest on."""
+
+    hash: str
+    status: Status
+    code: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
+    """What the trial took from the trials that it requires, by path."""
+    steps: int = 0
+    attempt: int = 1
+    started: float = 0.0
+    ended: float = 0.0
+    reason: str = ""
+    """One line on why a trial did not finish."""
+    error: str = ""
+    """The traceback, if the author's code raised."""
+    environment: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Commit:
+    """The part of an attempt that counts."""
+
+    attempt: int
+    step: int = 0
+    chunks: list[str] = field(default_factory=list)
+    checkpoint: str | None = None
+    best: str | None = None
+    started: float = 0.0
+
+
+def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+    """Writes a file so that readers see all of it or nothing of it; if `durable`, after a power cut too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def finite(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics that are numbers: a value that is not finite becomes a status, never a metric."""
+    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+
+
+class TrialRecords:
+    """One trial's folder, for reading."""
+
+    def __init__(self, results: Path, hash: str) -> None:
+        self.hash = hash
+        self.folder = results / "trials" / hash
+
+    def result(self) -> Result | None:
+        """The result, if the trial is done or was ended."""
+        try:
+            content = json.loads((self.folder / "result.json").read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise RecordsError(f"{self.folder / 'result.json'}: not readable ({error})") from error
+        return Result(**content | {"status": Status(content["status"])})
+
+    def attempts(self) -> list[int]:
+        """Numbers of the attempts made so far."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(child.name) for child in self.folder.iterdir() if child.name.isdigit())
+
+    def commit(self) -> Commit | None:
+        """The newest commit of the newest attempt that has one."""
+        for attempt in reversed(self.attempts()):
+            try:
+                return Commit(**json.loads((self.folder / str(attempt) / "commit.json").read_text()))
+            except FileNotFoundError:
+                continue
+        return None
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """All committed records, in order: each step appears once, however often the trial was interrupted."""
+        commit = self.commit()
+        for chunk in commit.chunks if commit else []:
+            with open(self.folder / chunk, encoding="utf-8") as file:
+                yield from map(json.loads, file)
+
+    def spec_json(self) -> str | None:
+        """The trial's content as it was written when it first ran."""
+        try:
+            return (self.folder / "trial.json").read_text()
+        except FileNotFoundError:
+            return None
+
+
+class Attempt:
+    """One attempt at a trial: the only writer of its records.
+
+    Entering takes the trial's lock, and numbers the attempt after those before it. With `restart`, what earlier attempts
+    committed is left behind.
+
+    Raises:
+        Locked: if another process holds the trial.
+    """
+
+    def __init__(self, results: Path, hash: str, spec_json: str, *, restart: bool = False, wait: float = 30.0) -> None:
+        self.trial = TrialRecords(results, hash)
+        self._spec_json = spec_json
+        self._restart = restart
+        self._wait = wait
+        self._pending: list[str] = []
+        self.state = Commit(attempt=0)
+
+    def __enter__(self) -> Attempt:
+        folder = self.trial.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(folder / "lock")
+        try:
+            self._lock.acquire(timeout=self._wait)
+        except Timeout as error:
+            holder = (folder / "holder").read_text() if (folder / "holder").exists() else "unknown"
+            raise Locked(f"trial {self.trial.hash} is being run by another process ({holder})") from error
+        before = None if self._restart else self.trial.commit()
+        number = (self.trial.attempts() or [0])[-1] + 1
+        holder = f"host {socket.gethostname()}, process {os.getpid()}, attempt {number}"
+        write_atomically(folder / "holder", holder, durable=False)
+        write_atomically(folder / "trial.json", self._spec_json, durable=False)
+        (folder / "result.json").unlink(missing_ok=True)
+        self.state = Commit(**asdict(before) | {"attempt": number}) if before else Commit(number, started=time.time())
+        self.folder = folder / str(number)
+        self.folder.mkdir()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.release()
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Adds a record; it counts from the next commit on."""
+        self._pending.append(json.dumps(record, allow_nan=False))
+
+    def path(self, name: str | None) -> Path | None:
+        """The file of a checkpoint named in a commit."""
+        return self.trial.folder / name if name else None
+
+    def commit(self, step: int, checkpoint: bytes | None = None, best: bytes | None = None) -> None:
+        """Makes the pending records count, together with the checkpoint that stands behind them."""
+        if self.trial.attempts()[-1] != self.state.attempt:
+            raise Locked(f"trial {self.trial.hash}: a later attempt has taken over")
+        obsolete = []
+        if self._pending:
+            chunk = f"{self.state.attempt}/chunk-{len(self.state.chunks):05d}.jsonl"
+            write_atomically(self.trial.folder / chunk, "\n".join(self._pending) + "\n")
+            self.state.chunks.append(chunk)
+            self._pending.clear()
+        for kind, content in (("best", best), ("checkpoint", checkpoint)):
+            if content is not None:
+                name = f"{self.state.attempt}/{'last' if kind == 'checkpoint' else 'best'}-{step}.pt"
+                if (old := getattr(self.state, kind)) and old != name:
+                    obsolete.append(old)
+                write_atomically(self.trial.folder / name, content)
+                setattr(self.state, kind, name)
+        self.state.step = step
+        self._write_commit()
+        for name in obsolete:
+            (self.trial.folder / name).unlink(missing_ok=True)
+
+    def finish(self, result: Result, keep_checkpoints: bool = False) -> None:
+        """Commits what is pending and writes the result. Checkpoints go, unless the trial may still go on from them."""
+        self.commit(result.steps)
+        write_atomically(self.trial.folder / "result.json", json.dumps(asdict(result), allow_nan=False, sort_keys=True))
+        if keep_checkpoints:
+            return
+        checkpoints = [name for name in (self.state.checkpoint, self.state.best) if name]
+        if checkpoints:
+            self.state.checkpoint = self.state.best = None
+            self._write_commit()
+        for name in checkpoints:
+            (self.trial.folder / name).unlink(missing_ok=True)
+
+    def _write_commit(self) -> None:
+        write_atomically(self.folder / "commit.json", json.dumps(asdict(self.state)))
+
+
+class Results:
+    """The results folder."""
+
+    def __init__(self, folder: Path | str) -> None:
+        if "://" in str(folder):
+            raise RecordsError(f"--results: found {folder}, allowed: a folder; object stores are not supported yet")
+        self.folder = Path(folder).resolve()
+
+    def trial(self, hash: str) -> TrialRecords:
+        """One trial's records."""
+        return TrialRecords(self.folder, hash)
+
+    def results(self, hashes: Iterable[str]) -> dict[str, Result]:
+        """The results of those trials that have one."""
+        found = ((hash, self.trial(hash).result()) for hash in hashes)
+        return {hash: result for hash, result in found if result is not None}
+
+    def grid(self, name: str) -> Path:
+        """The folder of a grid: its file, plan, environment and submissions."""
+        return self.folder / "grids" / name

@@ -1,0 +1,307 @@
+"""Names to classes: built-ins, entry points of other distributions, and plugin files.
+
+An index of what is registered (names, options, offers, needs, owns) is kept in a cache keyed by the source files, so that
+listing and validation import nothing heavy; a class is imported when a trial is planned or run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, dataclass_transform
+
+from harness import sources
+from harness.options import Schema, check_all, nearest, schema_of
+
+if TYPE_CHECKING:
+    from harness.method import Method
+    from harness.probe import Probe
+    from harness.task import Task
+
+Kind = Literal["task", "method", "probe"]
+KINDS: tuple[Kind, ...] = ("task", "method", "probe")
+C = TypeVar("C", bound=type)
+
+
+class RegistryError(ValueError):
+    """A name that is unknown or registered twice, or a plugin that does not load."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """What is known of a registered class without importing it."""
+
+    kind: Kind
+    name: str
+    summary: str
+    origin: str
+    file: str
+    source: str
+    options: dict[str, Schema]
+    offers: list[str]
+    needs: list[str]
+    owns: list[str]
+    recipe: dict[str, Schema]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One module that registers: an entry point, or a plugin file."""
+
+    origin: str
+    module: str
+    file: Path
+
+    def load(self) -> None:
+        """Imports the module; its decorators register its classes."""
+        global _loading
+        if self.module in sys.modules and getattr(sys.modules[self.module], "__file__", None) == str(self.file):
+            return
+        _loading = self.origin
+        try:
+            if self.origin.startswith("plugin "):
+                spec = importlib.util.spec_from_file_location(self.module, self.file)
+                assert spec and spec.loader
+                module = importlib.util.module_from_spec(spec)
+                sys.modules[self.module] = module
+                folder = str(self.file.parent)
+                if folder not in sys.path:
+                    sys.path.append(folder)  # after everything else: a plugin's neighbours never shadow a library
+                try:
+                    spec.loader.exec_module(module)
+                except BaseException:
+                    del sys.modules[self.module]
+                    raise
+            else:
+                importlib.import_module(self.module)
+        finally:
+            _loading = None
+
+
+_classes: dict[tuple[Kind, str], type] = {}
+_origins: dict[tuple[Kind, str], str] = {}
+_loading: str | None = None
+
+
+def _register(kind: Kind, name: str) -> Callable[[C], C]:
+    def decorate(cls: C) -> C:
+        if "__dataclass_fields__" not in cls.__dict__:
+            cls = dataclasses.dataclass(cls)
+        cls.name = name
+        key = (kind, name)
+        origin = _loading or cls.__module__
+        known = _classes.get(key)
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise RegistryError(f"{kind} {name!r} is registered twice: by {_origins[key]} and by {origin}")
+        _classes[key], _origins[key] = cls, origin
+        return cls
+
+    return decorate
+
+
+@dataclass_transform()
+def register_task(name: str) -> Callable[[C], C]:
+    """Registers a `Task` under a name such as `digits/mlp`, and makes it a dataclass: its fields are its options."""
+    return _register("task", name)
+
+
+@dataclass_transform()
+def register_method(name: str) -> Callable[[C], C]:
+    """Registers a `Method` under a name, and makes it a dataclass: its fields are its options."""
+    return _register("method", name)
+
+
+@dataclass_transform()
+def register_probe(name: str) -> Callable[[C], C]:
+    """Registers a `Probe` under a name, and makes it a dataclass: its fields are its options."""
+    return _register("probe", name)
+
+
+class Registry:
+    """All that is registered, by name.
+
+    Args:
+        plugins: Python files whose decorators register tasks, methods or probes.
+
+    Raises:
+        RegistryError: if two modules register the same name.
+    """
+
+    def __init__(self, plugins: Sequence[Path | str] = ()) -> None:
+        self.plugins = [Path(plugin).resolve() for plugin in plugins]
+        self.broken: dict[str, str] = {}
+        self._entries: dict[tuple[Kind, str], Entry] = {}
+        self._items: dict[tuple[Kind, str], Item] = {}
+        cache = _Cache()
+        for entry in [*self._entry_points(), *map(_plugin_entry, self.plugins)]:
+            self._add(entry, cache)
+        cache.save()
+
+    def _entry_points(self) -> Iterable[Entry]:
+        own = {"tasks", "methods", "harness"}
+        for kind in KINDS:
+            points = metadata.entry_points(group=f"harness.{kind}s")
+            for point in sorted(points, key=lambda p: (p.module.split(".")[0] not in own, p.name)):
+                distribution = point.dist.name if point.dist else "unknown"
+                origin = f"{distribution}:{point.module}"
+                try:
+                    spec = importlib.util.find_spec(point.module)
+                except (ImportError, ValueError) as error:
+                    self.broken[origin] = f"{type(error).__name__}: {error}"
+                    continue
+                if spec is None or not spec.origin:
+                    self.broken[origin] = f"the module {point.module} does not exist"
+                    continue
+                file = Path(spec.origin).resolve()
+                if point.module.split(".")[0] in own and not file.is_relative_to(sources.PROJECT):
+                    raise RegistryError(f"{point.module} is shadowed: found {file}, must lie in {sources.PROJECT}")
+                yield Entry(origin, point.module, file)
+
+    def _add(self, entry: Entry, cache: _Cache) -> None:
+        try:
+            if not entry.file.is_file():
+                raise RegistryError(f"{entry.file}: no such file")
+            items = cache.items(entry)
+        except Exception as error:  # a plugin may fail in any way: it is reported by name and the rest goes on
+            if isinstance(error, RegistryError) and "twice" in str(error):
+                raise
+            self.broken[entry.origin] = f"{type(error).__name__}: {error}"
+            return
+        for item in items:
+            key = (item.kind, item.name)
+            if key in self._items:
+                raise RegistryError(
+                    f"{item.kind} {item.name!r} is registered twice: by {self._items[key].origin} and by {entry.origin}"
+                )
+            self._items[key], self._entries[key] = item, entry
+
+    def items(self, kind: Kind) -> list[Item]:
+        """All items of a kind, by name."""
+        return [item for key, item in sorted(self._items.items()) if key[0] == kind]
+
+    def item(self, kind: Kind, name: str) -> Item:
+        """What is known of a name.
+
+        Raises:
+            RegistryError: if the name is unknown; the text names the nearest known one and the broken plugins.
+        """
+        if (kind, name) in self._items:
+            return self._items[kind, name]
+        known = [item.name for item in self.items(kind)]
+        broken = "".join(f"; {origin} did not load ({error})" for origin, error in self.broken.items())
+        raise RegistryError(
+            f"found {name!r}, which is no {kind}, allowed: {', '.join(known)}{nearest(name, known)}{broken}"
+        )
+
+    def load(self, kind: Kind, name: str) -> type:
+        """The class behind a name, imported now."""
+        self.item(kind, name)
+        self._entries[kind, name].load()
+        return _classes[kind, name]
+
+    def build_task(self, name: str, options: dict[str, Any]) -> Task:
+        """A task with options, checked."""
+        return self._build("task", name, options)
+
+    def build_method(self, name: str, options: dict[str, Any]) -> Method:
+        """A method with options, checked."""
+        return self._build("method", name, options)
+
+    def build_probe(self, name: str, options: dict[str, Any]) -> Probe:
+        """A probe with options, checked."""
+        return self._build("probe", name, options)
+
+    def _build(self, kind: Kind, name: str, options: dict[str, Any]) -> Any:
+        item = self.item(kind, name)
+        return self.load(kind, name)(**check_all(options, item.options, f"{kind} {name}"))
+
+    def files(self, kind: Kind, name: str) -> list[Path]:
+        """The source files that the code digest of a name covers."""
+        self.item(kind, name)
+        return sources.closure(self._entries[kind, name].file)
+
+    def preload(self) -> None:
+        """Imports every module that registers something; what does not load is left to the trial that asks for it."""
+        for entry in dict.fromkeys(self._entries.values()):
+            entry.load()
+
+    def digest(self) -> str:
+        """A digest of all registered sources: what a cached plan is valid for."""
+        files = [file for entry in set(self._entries.values()) for file in sources.closure(entry.file)]
+        return sources.raw_digest([*files, *sources.ENGINE])
+
+
+def _plugin_entry(path: Path) -> Entry:
+    return Entry(f"plugin {path.name}", f"harness_plugin_{path.stem}", path)
+
+
+def cache_folder() -> Path:
+    """Where the caches lie: `HARNESS_CACHE`, or `~/.cache/harness`."""
+    return Path(os.environ.get("HARNESS_CACHE") or Path.home() / ".cache" / "harness")
+
+
+class _Cache:
+    """The index of registered items, by digest of the source files."""
+
+    def __init__(self) -> None:
+        self._file = cache_folder() / "registry.json"
+        self._changed = False
+        try:
+            self._content: dict[str, list[dict[str, Any]]] = json.loads(self._file.read_text())
+        except (OSError, ValueError):
+            self._content = {}
+
+    def items(self, entry: Entry) -> list[Item]:
+        contracts = [sources.PROJECT / "harness" / f"{name}.py" for name in ("task", "method", "probe", "recipe")]
+        key = f"{entry.origin}@{sources.raw_digest([*sources.closure(entry.file), *contracts])}"
+        if key not in self._content:
+            entry.load()
+            described = [
+                _describe(k, name, cls, entry)
+                for (k, name), cls in _classes.items()
+                if _origins[k, name] == entry.origin or cls.__module__ == entry.module
+            ]
+            self._content = {k: v for k, v in self._content.items() if not k.startswith(f"{entry.origin}@")}
+            self._content[key] = [dataclasses.asdict(item) for item in described]
+            self._changed = True
+        return [Item(**item) for item in self._content[key]]
+
+    def save(self) -> None:
+        if not self._changed:
+            return
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=self._file.parent, delete=False) as file:
+                json.dump(self._content, file)
+            Path(file.name).replace(self._file)
+        except OSError:
+            return  # a cache that cannot be written costs time, nothing else
+
+
+def _describe(kind: Kind, name: str, cls: Any, entry: Entry) -> Item:
+    options = schema_of(cls)
+    missing = [option for option, schema in options.items() if "default" not in schema]
+    if missing:
+        raise RegistryError(f"{kind} {name!r}: option {missing[0]!r} has no default")
+    example = cls()
+    return Item(
+        kind=kind,
+        name=name,
+        summary=(cls.__doc__ or "").strip().split("\n")[0],
+        origin=entry.origin,
+        file=str(entry.file),
+        source=cls.source,
+        options=options,
+        offers=sorted(getattr(example, "offers", ())),
+        needs=sorted(getattr(example, "needs", ())),
+        owns=sorted(getattr(example, "owns", ())),
+        recipe=schema_of(cls.Recipe) if kind == "task" else {},
+    )

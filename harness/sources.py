@@ -1,0 +1,123 @@
+"""Source files behind a class, found and digested without importing them."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+"""The folder that holds `harness`, `tasks` and `methods`: the checkout, or site-packages."""
+
+ENGINE = tuple(
+    PROJECT / "harness" / name
+    for name in (
+        "activations.py",
+        "method.py",
+        "probe.py",
+        "recipe.py",
+        "streams.py",
+        "task.py",
+        "training/federation.py",
+        "training/loop.py",
+        "training/ranks.py",
+        "training/stacking.py",
+        "training/trial.py",
+    )
+)
+"""The engine's numeric modules: what they compute is part of every trial."""
+
+
+def closure(path: Path) -> list[Path]:
+    """A module's file and the first-party files that it imports, directly or through others, sorted.
+
+    First-party is what lies beside it: the same package, or the same folder for a plugin file. The engine is left out.
+    """
+    found: set[Path] = set()
+    queue = [path.resolve()]
+    while queue:
+        file = queue.pop()
+        if file in found or (file.is_relative_to(PROJECT / "harness") and file != path.resolve()):
+            continue
+        found.add(file)
+        queue.extend(_imports(file))
+    return sorted(found)
+
+
+@lru_cache(maxsize=4096)
+def _parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def _imports(path: Path) -> list[Path]:
+    files = []
+    for node in ast.walk(_parse(path)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            names = [base] + [f"{base}.{alias.name}" if node.module else base + alias.name for alias in node.names]
+        else:
+            continue
+        files += [file for name in names if (file := _find(name, path)) is not None]
+    return files
+
+
+def _find(module: str, importer: Path) -> Path | None:
+    """The file of an imported module if it is first-party for the importer."""
+    level = len(module) - len(module.lstrip("."))
+    parts = [part for part in module.split(".") if part]
+    if level:
+        base = importer.parents[level - 1]
+    else:
+        top = importer.parent
+        while (top / "__init__.py").exists():
+            top = top.parent
+        loose = top == importer.parent
+        neighbour = loose or parts[0] == importer.relative_to(top).parts[0]
+        base = top if neighbour and not (loose and parts[0] in ("tasks", "methods")) else PROJECT
+        if base == PROJECT and parts[0] not in ("tasks", "methods"):
+            return None
+    candidate = base.joinpath(*parts)
+    for file in (candidate.with_suffix(".py"), candidate / "__init__.py"):
+        if parts and file.is_file():
+            return file.resolve()
+    return None
+
+
+def digest(paths: Iterable[Path]) -> str:
+    """A digest of parsed sources: comments, docstrings and layout do not count, names and numbers do."""
+    sha = hashlib.sha256()
+    for path in sorted(set(paths)):
+        sha.update(path.name.encode())
+        sha.update(_normal_form(path).encode())
+    return sha.hexdigest()[:16]
+
+
+@lru_cache(maxsize=4096)
+def _normal_form(path: Path) -> str:
+    tree = _parse(path)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [  # type: ignore[attr-defined]
+                item
+                for item in body
+                if not (
+                    isinstance(item, ast.Expr)
+                    and isinstance(item.value, ast.Constant)
+                    and isinstance(item.value.value, str)
+                )
+            ]
+    return ast.dump(tree)
+
+
+def raw_digest(paths: Iterable[Path]) -> str:
+    """A digest of the bytes of files: what a cache is keyed by."""
+    sha = hashlib.sha256()
+    for path in sorted(set(paths)):
+        sha.update(str(path).encode())
+        sha.update(path.read_bytes())
+    return sha.hexdigest()[:16]

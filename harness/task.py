@@ -1,0 +1,112 @@
+"""The contract of a task: what is trained, and how it is scored.
+
+A task is a dataclass: its fields are its options, exactly as for methods and probes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from harness.recipe import Recipe
+
+if TYPE_CHECKING:
+    from harness.streams import Streams
+
+Batch = dict[str, Tensor]
+"""Named tensors whose first dimension is the sample, of the same shapes at every step."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What one batch says of a model.
+
+    `value` is the scalar to be minimised, a mean over the `size` samples of the batch; `predictions` are the named
+    tensors that the loss consumes, still attached to the graph (a method may ask for their gradients); `metrics` are
+    detached scalars to be recorded beside the loss.
+    """
+
+    value: Tensor
+    predictions: dict[str, Tensor]
+    size: int
+    metrics: dict[str, Tensor] | None = None
+
+
+class Workload(ABC):
+    """One task, set up for one trial: the model, the batches, the objective, the evaluation, and its state."""
+
+    model: nn.Module
+    probe_inputs: Tensor
+    """A fixed batch of inputs, drawn before training, for which `model(probe_inputs)` is a whole forward pass."""
+
+    @abstractmethod
+    def next_batch(self) -> Batch:
+        """The next training batch. Owns the order of the data and its random stream."""
+
+    @abstractmethod
+    def objective(self, model: nn.Module, batch: Batch) -> Objective:
+        """The objective of `model` on `batch`: pure and repeatable, so that the loop alone combines the two."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module, split: Literal["val", "test"]) -> dict[str, float]:
+        """Scores of `model` on a split. Called in evaluation mode without gradients; changes nothing."""
+
+    def progress(self) -> dict[str, float]:
+        """Further metrics of the way so far (`train/return`, `env_steps`); keys without a family go under `train/`."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that `next_batch` depends on, as tensors, numbers, strings, lists and dicts. The model is not part of it."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The reverse of `state_dict`: after it the same batches follow, bit for bit."""
+
+
+class FederatedWorkload(Workload):
+    """A workload whose data lie with clients. `next_batch` draws from the client entered last."""
+
+    sizes: list[int]
+    """Training samples of each client."""
+
+    @abstractmethod
+    def participants(self, round: int) -> list[int]:
+        """The clients of a round, a function of the trial's streams and the round's number alone."""
+
+    @abstractmethod
+    def enter(self, client: int, round: int) -> int:
+        """Makes `client` the source of the next batches and returns how many optimizer steps it takes this round."""
+
+
+@dataclass
+class Task(ABC):
+    """What is trained and how it is scored: data, model, objective, evaluation, metric and default recipe.
+
+    Subclasses are dataclasses (`register_task` makes them so); their fields are the options that a grid may set.
+    """
+
+    offers: ClassVar[frozenset[str]] = frozenset()
+    version: ClassVar[int] = 1
+    """Raised by hand when the numbers of the task change although its options do not."""
+    metric: ClassVar[str] = "val/accuracy"
+    direction: ClassVar[Literal["max", "min"]] = "max"
+    select: ClassVar[Literal["best", "last"]] = "best"
+    """Which checkpoint the test split is read at: the best by `metric`, or the last."""
+    source: ClassVar[str] = ""
+    Recipe: ClassVar[type[Recipe]] = Recipe
+
+    @abstractmethod
+    def recipe(self) -> Recipe:
+        """The default recipe of this task under its options."""
+
+    @abstractmethod
+    def workload(self, recipe: Recipe, streams: Streams, device: torch.device) -> Workload:
+        """Sets the task up for one trial. Draws initial weights, splits and data order from the streams of those names."""
+
+    def data_digest(self) -> str:
+        """A short digest of the data that the task reads, cheap to compute: part of a trial's identity."""
+        return ""

@@ -1,0 +1,312 @@
+"""The training loop: one for supervised learning, PINNs and PPO; a federated client takes the same step."""
+
+from __future__ import annotations
+
+import io
+import math
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.activations import observe
+from harness.composition import Composition
+from harness.method import State
+from harness.probe import Probe
+from harness.recording.records import Attempt, finite
+from harness.task import Objective, Task, Workload
+
+
+class Diverged(Exception):
+    """The objective is no longer a finite number."""
+
+
+class Interrupted(Exception):
+    """The trial was asked to stop: it has committed and goes on from there another time."""
+
+
+@dataclass
+class Clock:
+    """Seconds of training, the clock stopped in evaluations, probes and commits."""
+
+    seconds: float = 0.0
+    _since: float = 0.0
+
+    def start(self) -> None:
+        self._since = time.perf_counter()
+
+    def stop(self) -> None:
+        self.seconds += time.perf_counter() - self._since
+
+
+@dataclass
+class Interval:
+    """Sums over the steps since the last record. They stay on the device: reading them once per record waits once."""
+
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    count: int = 0
+
+    def add(self, objectives: list[Objective]) -> None:
+        for objective in objectives:
+            for name, value in {"loss": objective.value, **(objective.metrics or {})}.items():
+                value = value.detach()
+                self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.count += len(objectives)
+
+    def take(self) -> dict[str, float]:
+        means = {f"train/{name}": float(total) / self.count for name, total in self.sums.items()}
+        self.sums, self.count = {}, 0
+        return means
+
+
+@dataclass
+class Training:
+    """A trial that is under way: everything that a checkpoint must hold."""
+
+    task: Task
+    state: State
+    method: Composition
+    probes: dict[str, Probe]
+    attempt: Attempt
+    clock: Clock = field(default_factory=Clock)
+    interval: Interval = field(default_factory=Interval)
+    samples: int = 0
+    best_score: float | None = None
+    best_step: int = 0
+    best_weights: dict[str, torch.Tensor] | None = None
+
+    @property
+    def workload(self) -> Workload:
+        return self.state.workload
+
+    def checkpoint(self) -> bytes:
+        """All of it as plain tensors, numbers, texts, lists and dicts."""
+        optimizer = self.state.optimizer
+        return pack(
+            {
+                "step": self.state.step,
+                "model": self.state.model.state_dict(),
+                "optimizer": optimizer.state_dict() if optimizer else {},
+                "method": self.method.state_dict(),
+                "probes": {name: probe.state_dict() for name, probe in self.probes.items()},
+                "streams": self.state.streams.state_dict(),
+                "default_stream": torch.get_rng_state(),
+                "workload": self.workload.state_dict(),
+                "sums": self.interval.sums,
+                "count": self.interval.count,
+                "seconds": self.clock.seconds,
+                "samples": self.samples,
+                "best": [self.best_score, self.best_step],
+            }
+        )
+
+    def load_checkpoint(self, content: bytes, best: bytes | None) -> None:
+        """The reverse of `checkpoint`."""
+        saved = unpack(content, self.state.model)
+        self.state.step = saved["step"]
+        self.state.model.load_state_dict(saved["model"])
+        if self.state.optimizer:
+            self.state.optimizer.load_state_dict(saved["optimizer"])
+        self.method.load_state_dict(saved["method"])
+        for name, probe in self.probes.items():
+            probe.load_state_dict(saved["probes"][name])
+        self.state.streams.load_state_dict(saved["streams"])
+        torch.set_rng_state(saved["default_stream"].cpu())
+        self.workload.load_state_dict(saved["workload"])
+        self.interval = Interval(saved["sums"], saved["count"])
+        self.clock.seconds, self.samples = saved["seconds"], saved["samples"]
+        self.best_score, self.best_step = saved["best"]
+        self.best_weights = unpack(best, self.state.model) if best else None
+
+
+def pack(content: dict[str, Any]) -> bytes:
+    """A checkpoint as bytes."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def unpack(content: bytes, model: nn.Module | None = None) -> dict[str, Any]:
+    """A checkpoint from bytes: plain tensors and numbers only. Random states stay on the CPU."""
+    loaded: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    return loaded
+
+
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Where every chain of `parameter_groups` starts: all trainable parameters in one group."""
+    return [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}]
+
+
+def build_optimizer(method: Composition, state: State) -> torch.optim.Optimizer:
+    """The optimizer of a trial, or of a client's visit."""
+    groups = method.parameter_groups(parameter_groups(state.model), state.recipe)
+    optimizer = method.optimizer(groups, state.recipe, state.horizon)
+    return optimizer or state.recipe.build_optimizer(groups)
+
+
+def set_rate(state: State, factor: float) -> None:
+    """Sets the learning rate of every group: the recipe's, or the group's own, times the schedule."""
+    assert state.optimizer is not None
+    for group in state.optimizer.param_groups:
+        base = group.setdefault("base_lr", group["lr"])
+        group["lr"] = base * group.get("lr_factor", 1.0) * factor
+
+
+def take_step(state: State, method: Composition) -> int:
+    """One optimizer step, the same in every family. Returns the number of samples that this rank saw.
+
+    Raises:
+        Diverged: if an objective is not finite.
+    """
+    assert state.optimizer is not None
+    recipe, ranks = state.recipe, state.ranks
+    state.optimizer.zero_grad()
+    state.objectives.clear()
+    state.batches = [ranks.shard(state.workload.next_batch()) for _ in range(recipe.accumulate)]
+    for batch in state.batches:
+        objective = state.workload.objective(state.model, batch)
+        state.objectives.append(objective)
+        value = float(objective.value.detach())
+        if not math.isfinite(value):
+            raise Diverged(f"the objective is {value} at step {state.step}")
+        method.before_backward(state)
+        torch.autograd.backward(objective.value if recipe.accumulate == 1 else objective.value / recipe.accumulate)
+    ranks.average_gradients(state.model, 1 / ranks.world)
+    method.after_backward(state)
+    if recipe.clip is not None:
+        nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip)
+    method.before_step(state)
+    state.optimizer.step()
+    state.step += 1
+    method.after_step(state)
+    return sum(objective.size for objective in state.objectives)
+
+
+def advance(training: Training) -> None:
+    """One step of supervised learning, of a PINN or of PPO."""
+    state = training.state
+    set_rate(state, state.recipe.rate_factor(state.step))
+    training.samples += take_step(state, training.method)
+    training.interval.add(state.objectives)
+
+
+def train(
+    training: Training,
+    advance: Callable[[Training], None] = advance,
+    *,
+    commit_every: float = 15.0,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float]:
+    """Runs a trial to its end and returns its final metrics.
+
+    `advance` moves the trial by one step (a federated trial: by one round). Everything else is the same in every family:
+    probes, records, evaluations, the selected checkpoint, commits, and the one read of the test split.
+
+    Raises:
+        Diverged: if an objective is not finite.
+        Interrupted: if `stop()` became true; everything so far is committed.
+    """
+    state, length = training.state, training.state.recipe.length
+    committed = time.monotonic()
+    while state.step < length:
+        probes = _due(training, state.step + 1)
+        for probe in probes.values():
+            probe.before_step(state)
+        training.clock.start()
+        advance(training)
+        training.clock.stop()
+        _report(training, probes)
+        halted = stop()
+        if halted or time.monotonic() - committed >= commit_every:
+            commit(training)
+            committed = time.monotonic()
+        if halted and state.step < length:
+            raise Interrupted(f"stopped at step {state.step} of {length}")
+    return _test(training)
+
+
+def commit(training: Training) -> None:
+    """Commits the records so far with the checkpoint behind them."""
+    best = pack(training.best_weights) if training.best_weights else None
+    training.attempt.commit(training.state.step, training.checkpoint(), best)
+
+
+def _due(training: Training, step: int) -> dict[str, Probe]:
+    every = training.state.recipe.evaluate_every or 1
+    last = step == training.state.recipe.length
+    return {name: probe for name, probe in training.probes.items() if step % (probe.every or every) == 0 or last}
+
+
+def _report(training: Training, probes: dict[str, Probe]) -> None:
+    state, recipe = training.state, training.state.recipe
+    last = state.step == recipe.length
+    metrics: dict[str, float] = {}
+    for probe in probes.values():
+        metrics |= {f"probe/{name}": value for name, value in probe.after_step(state).items()}
+    if last or state.step % (recipe.record_every or 1) == 0:
+        metrics |= training.interval.take() | _named(training.workload.progress())
+        metrics |= _times(training)
+    if last or state.step % (recipe.evaluate_every or 1) == 0:
+        metrics |= _evaluate(training)
+    for step, name, values in state.actions:
+        training.attempt.record({"step": step, "action": name, "values": finite(values)})
+    state.actions.clear()
+    if metrics:
+        training.attempt.record({"step": state.step, "time": time.time(), "metrics": finite(metrics)})
+
+
+def _named(progress: dict[str, float]) -> dict[str, float]:
+    return {name if "/" in name else f"train/{name}": value for name, value in progress.items()}
+
+
+def _times(training: Training) -> dict[str, float]:
+    seconds = training.clock.seconds
+    times = {
+        "time/train_seconds": seconds,
+        "time/steps_per_second": training.state.step / seconds,
+        "time/samples_per_second": training.samples / seconds,
+        "system/peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+    env_steps = training.workload.progress().get("env_steps")
+    if env_steps:
+        times["time/env_steps_per_second"] = env_steps / seconds
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        times["system/peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
+    return times
+
+
+def _evaluate(training: Training) -> dict[str, float]:
+    state, task = training.state, training.task
+    training.method.before_evaluation(state)
+    with observe(state.model):
+        metrics = {f"val/{name}": value for name, value in training.workload.evaluate(state.model, "val").items()}
+    training.method.after_evaluation(state, metrics)
+    score = metrics.get(task.metric, math.nan)
+    if task.select == "best" and math.isfinite(score) and training.method.selectable(state):
+        better = training.best_score is None or (
+            score > training.best_score if task.direction == "max" else score < training.best_score
+        )
+        if better:
+            training.best_score, training.best_step = score, state.step
+            training.best_weights = {name: value.detach().clone() for name, value in state.model.state_dict().items()}
+    return metrics
+
+
+def _test(training: Training) -> dict[str, float]:
+    """The one read of the test split, at the selected checkpoint, with validation and training metrics beside it."""
+    state, workload = training.state, training.workload
+    if training.best_weights is not None:
+        state.model.load_state_dict(training.best_weights)
+    selected = training.best_step if training.best_weights is not None else state.step
+    metrics = {"selected_step": float(selected), **_named(workload.progress()), **_times(training)}
+    models = {"": state.model, **{f"{name}/": model for name, model in training.method.variants(state.model).items()}}
+    for prefix, model in models.items():
+        for split in ("val", "test"):
+            with observe(model):
+                scores = workload.evaluate(model, split)  # type: ignore[arg-type]
+            metrics |= {f"{split}/{prefix}{name}": value for name, value in scores.items()}
+    return finite(metrics)

@@ -1,0 +1,145 @@
+"""`run_trial`: the one function that a worker runs, and that `harness trial` runs in the foreground."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from harness.composition import Composition, objection
+from harness.identity import TrialSpec, code_digest
+from harness.method import Ranks, State
+from harness.recording.environment import environment
+from harness.recording.records import Attempt, RecordsError, Result, Status
+from harness.registry import Registry
+from harness.streams import Streams
+from harness.task import FederatedWorkload, Task
+from harness.training import federation, loop
+from harness.training.loop import Diverged, Interrupted, Training
+
+
+def run_trial(
+    spec: TrialSpec,
+    registry: Registry,
+    attempt: Attempt,
+    *,
+    values: dict[str, Any] | None = None,
+    ranks: Ranks | None = None,
+    commit_every: float = 15.0,
+    stop: Callable[[], bool] = lambda: False,
+) -> Result:
+    """Runs a trial to its end, from its last commit if it has one, and leaves its result in the records.
+
+    What an author's code raises becomes the trial's status, never an exception.
+
+    Args:
+        spec: what the trial is.
+        attempt: where its records go, entered.
+        values: what it takes from the trials that it requires, by path.
+        ranks: the ranks of a data-parallel trial.
+        commit_every: seconds between commits; the numbers do not depend on it.
+        stop: asked after each step; once true, the trial commits and stops.
+
+    Raises:
+        Interrupted: if `stop()` became true.
+        RecordsError: if the records cannot be written.
+    """
+    started = attempt.state.started or time.time()
+    attempt.state.started = started
+    code = code_digest(registry, spec)
+
+    def result(status: Status, metrics: dict[str, float] | None = None, reason: str = "", error: str = "") -> Result:
+        return Result(
+            hash=spec.hash,
+            status=status,
+            code=code,
+            metrics=metrics or {},
+            values=values or {},
+            steps=training.state.step if training else 0,
+            attempt=attempt.state.attempt,
+            started=started,
+            ended=time.time(),
+            reason=reason,
+            error=error,
+            environment=environment() | {"threads": spec.threads, "device": spec.device},
+        )
+
+    training: Training | None = None
+    with settings(spec):
+        try:
+            training = set_up(spec.with_values(values or {}), registry, attempt, ranks)
+            federated = isinstance(training.workload, FederatedWorkload)
+            advance = federation.advance if federated else loop.advance
+            metrics = loop.train(training, advance, commit_every=commit_every, stop=stop)
+            ended = result(Status.FINISHED, metrics)
+        except Diverged as error:
+            ended = result(Status.DIVERGED, reason=str(error))
+        except (Interrupted, RecordsError, KeyboardInterrupt):
+            raise
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            ended = result(Status.OUT_OF_MEMORY, reason=_line(error))
+        except Exception as error:
+            ended = result(Status.FAILED, reason=_line(error), error=traceback.format_exc())
+    attempt.finish(ended)
+    return ended
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".split("\n")[0]
+
+
+def set_up(spec: TrialSpec, registry: Registry, attempt: Attempt, ranks: Ranks | None = None) -> Training:
+    """Builds everything of a trial and puts it where its last commit left it."""
+    task = registry.build_task(spec.task, spec.task_options)
+    methods = [registry.build_method(part.name, part.options) for part in spec.methods]
+    if reason := objection(task, methods):
+        raise ValueError(reason)
+    method = Composition(methods)
+    streams = Streams(spec.seed)
+    random.seed(streams.seed("method"))
+    np.random.seed(streams.seed("method") % 2**32)
+    torch.manual_seed(streams.seed("method"))  # what draws without a stream: dropout
+    recipe = build_recipe(task, spec.recipe)
+    workload = task.workload(recipe, streams, torch.device(spec.device))
+    workload.model = method.adapt(workload.model, workload)
+    state = State(workload.model, workload, recipe, streams, horizon=recipe.length)
+    if ranks:
+        state.ranks = ranks
+    if not isinstance(workload, FederatedWorkload):
+        state.optimizer = loop.build_optimizer(method, state)
+    probes = {part.name: registry.build_probe(part.name, part.options) for part in spec.probes}
+    training = Training(task, state, method, probes, attempt)
+    for probe in probes.values():
+        probe.start(state)
+    if checkpoint := attempt.path(attempt.state.checkpoint):
+        best = attempt.path(attempt.state.best)
+        training.load_checkpoint(checkpoint.read_bytes(), best.read_bytes() if best else None)
+    return training
+
+
+def build_recipe(task: Task, overrides: dict[str, Any]) -> Any:
+    """The task's recipe under overrides, every derived field filled in."""
+    return dataclasses.replace(task.recipe(), **overrides).resolve()
+
+
+@contextmanager
+def settings(spec: TrialSpec) -> Iterator[None]:
+    """Torch's settings for a trial: threads, default precision, and on a GPU deterministic kernels."""
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    torch.set_num_threads(spec.threads)
+    torch.set_default_dtype(getattr(torch, spec.recipe.get("precision", "float32")))
+    if spec.device != "cpu":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_default_dtype(dtype)
+        torch.use_deterministic_algorithms(False)
