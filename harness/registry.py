@@ -94,8 +94,8 @@ _loading: str | None = None
 def _register(kind: Kind, name: str) -> Callable[[C], C]:
     def decorate(cls: C) -> C:
         if "__dataclass_fields__" not in cls.__dict__:
-            cls = dataclasses.dataclass(cls)
-        cls.name = name
+            dataclasses.dataclass(cls)
+        cls.name = name  # type: ignore[attr-defined]
         key = (kind, name)
         origin = _loading or cls.__module__
         known = _classes.get(key)
@@ -303,5 +303,5 @@ def _describe(kind: Kind, name: str, cls: Any, entry: Entry) -> Item:
         offers=sorted(getattr(example, "offers", ())),
         needs=sorted(getattr(example, "needs", ())),
         owns=sorted(getattr(example, "owns", ())),
-        recipe=schema_of(cls.Recipe) if kind == "task" else {},
+        recipe=schema_of(cls.recipe_class) if kind == "task" else {},
     )

@@ -97,7 +97,7 @@ class Task(ABC):
     select: ClassVar[Literal["best", "last"]] = "best"
     """Which checkpoint the test split is read at: the best by `metric`, or the last."""
     source: ClassVar[str] = ""
-    Recipe: ClassVar[type[Recipe]] = Recipe
+    recipe_class: ClassVar[type[Recipe]] = Recipe
 
     @abstractmethod
     def recipe(self) -> Recipe:

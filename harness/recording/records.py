@@ -103,7 +103,7 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) 
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        os.replace(name, path)
+        Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise

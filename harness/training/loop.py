@@ -307,6 +307,6 @@ def _test(training: Training) -> dict[str, float]:
     for prefix, model in models.items():
         for split in ("val", "test"):
             with observe(model):
-                scores = workload.evaluate(model, split)  # type: ignore[arg-type]
+                scores = workload.evaluate(model, split)
             metrics |= {f"{split}/{prefix}{name}": value for name, value in scores.items()}
     return finite(metrics)
