@@ -67,7 +67,7 @@ class State:
         total = torch.zeros(())
         for batch in self.batches:
             value = self.workload.objective(self.model, batch).value / len(self.batches)
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             total = total + value.detach()
         return total
 

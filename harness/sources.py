@@ -51,6 +51,7 @@ def _parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
+@lru_cache(maxsize=4096)
 def _imports(path: Path) -> list[Path]:
     files = []
     for node in ast.walk(_parse(path)):

@@ -25,7 +25,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 
 class Status(StrEnum):
@@ -85,6 +85,8 @@ class Commit:
     """The part of an attempt that counts."""
 
     attempt: int
+    code: str = ""
+    """The code digest under which it was computed: another code starts anew."""
     step: int = 0
     chunks: list[str] = field(default_factory=list)
     checkpoint: str | None = None
@@ -94,9 +96,12 @@ class Commit:
 
 def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) -> None:
     """Writes a file so that readers see all of it or nothing of it; if `durable`, after a power cut too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise RecordsError(f"{path}: cannot be written ({error})") from error
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
@@ -104,8 +109,10 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) 
                 file.flush()
                 os.fsync(file.fileno())
         Path(name).replace(path)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise RecordsError(f"{path}: cannot be written ({error})") from error
         raise
 
 
@@ -161,40 +168,69 @@ class TrialRecords:
             return None
 
 
+def hold(folder: Path, wait: float) -> BaseFileLock:
+    """Takes the lock of a trial's folder; it goes with the process that holds it.
+
+    Raises:
+        Locked: if another process keeps it for `wait` seconds.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock")
+        lock.acquire(timeout=wait)
+    except Timeout as error:
+        holder = (folder / "holder").read_text() if (folder / "holder").exists() else "unknown"
+        raise Locked(f"trial {folder.name} is being run by another process ({holder})") from error
+    except OSError as error:
+        raise RecordsError(f"{folder}: cannot be written ({error})") from error
+    return lock
+
+
+def end_without_result(results: Path, result: Result, spec_json: str) -> Result:
+    """Writes the result of a trial whose process left none; its checkpoint stays, for trials that are tried again."""
+    trial = TrialRecords(results, result.hash)
+    lock = hold(trial.folder, 5.0)
+    try:
+        if (there := trial.result()) is not None:
+            return there
+        write_atomically(trial.folder / "trial.json", spec_json, durable=False)
+        write_atomically(trial.folder / "result.json", json.dumps(asdict(result), allow_nan=False, sort_keys=True))
+        return result
+    finally:
+        lock.release()
+
+
 class Attempt:
     """One attempt at a trial: the only writer of its records.
 
-    Entering takes the trial's lock, and numbers the attempt after those before it. With `restart`, what earlier attempts
-    committed is left behind.
+    Entering takes the trial's lock, and numbers the attempt after those before it. What earlier attempts committed is
+    taken up if it was computed by the same code, and left behind otherwise.
 
     Raises:
         Locked: if another process holds the trial.
     """
 
-    def __init__(self, results: Path, hash: str, spec_json: str, *, restart: bool = False, wait: float = 30.0) -> None:
+    def __init__(self, results: Path, hash: str, spec_json: str, code: str, *, wait: float = 30.0) -> None:
         self.trial = TrialRecords(results, hash)
+        self.code = code
         self._spec_json = spec_json
-        self._restart = restart
         self._wait = wait
         self._pending: list[str] = []
         self.state = Commit(attempt=0)
 
     def __enter__(self) -> Attempt:
         folder = self.trial.folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(folder / "lock")
-        try:
-            self._lock.acquire(timeout=self._wait)
-        except Timeout as error:
-            holder = (folder / "holder").read_text() if (folder / "holder").exists() else "unknown"
-            raise Locked(f"trial {self.trial.hash} is being run by another process ({holder})") from error
-        before = None if self._restart else self.trial.commit()
+        self._lock = hold(folder, self._wait)
+        before = self.trial.commit()
         number = (self.trial.attempts() or [0])[-1] + 1
         holder = f"host {socket.gethostname()}, process {os.getpid()}, attempt {number}"
         write_atomically(folder / "holder", holder, durable=False)
         write_atomically(folder / "trial.json", self._spec_json, durable=False)
         (folder / "result.json").unlink(missing_ok=True)
-        self.state = Commit(**asdict(before) | {"attempt": number}) if before else Commit(number, started=time.time())
+        if before and before.code == self.code:
+            self.state = Commit(**asdict(before) | {"attempt": number})
+        else:
+            self.state = Commit(number, self.code, started=time.time())
         self.folder = folder / str(number)
         self.folder.mkdir()
         return self

@@ -199,7 +199,7 @@ def train(
     advance: Callable[[Training], None] = advance,
     *,
     commit_every: float = 15.0,
-    stop: Callable[[], bool] = lambda: False,
+    halt: Callable[[int], bool] = lambda step: False,
 ) -> dict[str, float]:
     """Runs a trial to its end and returns its final metrics.
 
@@ -208,7 +208,7 @@ def train(
 
     Raises:
         Diverged: if an objective is not finite.
-        Interrupted: if `stop()` became true; everything so far is committed.
+        Interrupted: if `halt`, told of each step taken, answered true; everything so far is committed.
     """
     state, length = training.state, training.state.recipe.length
     committed = time.monotonic()
@@ -220,7 +220,7 @@ def train(
         advance(training)
         training.clock.stop()
         _report(training, probes)
-        halted = stop()
+        halted = halt(state.step)
         if halted or time.monotonic() - committed >= commit_every:
             commit(training)
             committed = time.monotonic()

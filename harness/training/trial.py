@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from harness.composition import Composition, objection
-from harness.identity import TrialSpec, code_digest
+from harness.identity import TrialSpec
 from harness.method import Ranks, State
 from harness.recording.environment import environment
 from harness.recording.records import Attempt, RecordsError, Result, Status
@@ -33,7 +33,7 @@ def run_trial(
     values: dict[str, Any] | None = None,
     ranks: Ranks | None = None,
     commit_every: float = 15.0,
-    stop: Callable[[], bool] = lambda: False,
+    halt: Callable[[int], bool] = lambda step: False,
 ) -> Result:
     """Runs a trial to its end, from its last commit if it has one, and leaves its result in the records.
 
@@ -45,21 +45,19 @@ def run_trial(
         values: what it takes from the trials that it requires, by path.
         ranks: the ranks of a data-parallel trial.
         commit_every: seconds between commits; the numbers do not depend on it.
-        stop: asked after each step; once true, the trial commits and stops.
+        halt: told of each step taken; once it answers true, the trial commits and stops.
 
     Raises:
-        Interrupted: if `stop()` became true.
+        Interrupted: if `halt` answered true.
         RecordsError: if the records cannot be written.
     """
-    started = attempt.state.started or time.time()
-    attempt.state.started = started
-    code = code_digest(registry, spec)
+    started = attempt.state.started
 
     def result(status: Status, metrics: dict[str, float] | None = None, reason: str = "", error: str = "") -> Result:
         return Result(
             hash=spec.hash,
             status=status,
-            code=code,
+            code=attempt.code,
             metrics=metrics or {},
             values=values or {},
             steps=training.state.step if training else 0,
@@ -77,7 +75,7 @@ def run_trial(
             training = set_up(spec.with_values(values or {}), registry, attempt, ranks)
             federated = isinstance(training.workload, FederatedWorkload)
             advance = federation.advance if federated else loop.advance
-            metrics = loop.train(training, advance, commit_every=commit_every, stop=stop)
+            metrics = loop.train(training, advance, commit_every=commit_every, halt=halt)
             ended = result(Status.FINISHED, metrics)
         except Diverged as error:
             ended = result(Status.DIVERGED, reason=str(error))

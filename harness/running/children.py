@@ -1,0 +1,123 @@
+"""A worker's side of the warm process: it hands trials over one by one and learns how they end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from harness.running.units import Request, UnitTrial
+
+SECRETS = ("TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "API_KEY")
+"""Variables with these words in their names do not reach an author's code."""
+
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
+
+
+class WarmDied(RuntimeError):
+    """The warm process is gone: infrastructure trouble, so the unit is tried again."""
+
+
+def child_environment(request: Request) -> dict[str, str]:
+    """The environment of trials: threads set for every library, no GPU unless asked for, no secrets."""
+    kept = {name: value for name, value in os.environ.items() if not any(word in name.upper() for word in SECRETS)}
+    threads = str(max(1, int(request.cpus)))
+    kept |= dict.fromkeys(THREAD_VARIABLES, threads)
+    if request.gpus:
+        kept["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    else:
+        kept["CUDA_VISIBLE_DEVICES"] = ""
+    return kept
+
+
+class WarmHandle:
+    """Starts a warm process and talks to it.
+
+    Args:
+        results: the results folder.
+        plugins: plugin files to load.
+        request: the resources of the units that it will run.
+        commit_every: seconds between commits of a trial.
+    """
+
+    def __init__(self, results: Path, plugins: list[Path], request: Request, commit_every: float = 15.0) -> None:
+        self.request = request
+        ours, theirs = socket.socketpair()
+        settings = {"results": str(results), "plugins": [str(p) for p in plugins], "commit_every": commit_every}
+        command = [sys.executable, "-m", "harness.running.warm", str(theirs.fileno()), json.dumps(settings)]
+        self._process = subprocess.Popen(
+            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=child_environment(request)
+        )
+        theirs.close()
+        self._channel = ours
+        self._buffer = b""
+        self._events: list[dict[str, Any]] = []
+
+    @property
+    def pid(self) -> int:
+        """The process id of the warm process."""
+        return self._process.pid
+
+    def start(self, trial: UnitTrial) -> None:
+        """Hands a trial over."""
+        order = {
+            "hash": trial.hash,
+            "spec_json": trial.spec_json,
+            "code": trial.code,
+            "values": trial.values,
+            "memory": self.request.memory,
+            "time": self.request.time,
+        }
+        self._send(op="run", order=order)
+
+    def events(self, timeout: float) -> list[dict[str, Any]]:
+        """What the warm process has said within `timeout` seconds: as soon as there is something, nothing if not.
+
+        Raises:
+            WarmDied: if it is gone.
+        """
+        if not self._events:
+            readable, _, _ = select.select([self._channel], [], [], timeout)
+            if readable:
+                self._receive()
+        events, self._events = self._events, []
+        return events
+
+    def stop(self, wait: float = 15.0) -> None:
+        """Lets a running trial commit and stop, and ends the warm process."""
+        with contextlib.suppress(WarmDied):
+            self._send(op="stop")
+        self._channel.close()
+        try:
+            self._process.wait(wait)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _send(self, **message: Any) -> None:
+        try:
+            self._channel.sendall(json.dumps(message).encode() + b"\n")
+        except OSError as error:
+            raise WarmDied("the warm process is gone") from error
+
+    def _receive(self) -> None:
+        try:
+            data = self._channel.recv(65536)
+        except OSError as error:
+            raise WarmDied("the warm process is gone") from error
+        if not data:
+            raise WarmDied(f"the warm process is gone (exit status {self._process.poll()})")
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        self._events += [json.loads(line) for line in lines]

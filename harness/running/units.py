@@ -1,0 +1,52 @@
+"""Units: what one Tune trial carries, usually one trial of the grid."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Request:
+    """Resources of a unit."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory: int | None = None
+    """Bytes that the processes of a trial may take together."""
+    time: float | None = None
+    """Seconds that a trial may take."""
+
+
+@dataclass(frozen=True)
+class UnitTrial:
+    """One trial of a unit: its content and the values that it takes from other trials."""
+
+    hash: str
+    spec_json: str
+    code: str
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Trials that are handed over together. Each has its own process, so one may fail without the others."""
+
+    trials: list[UnitTrial]
+    request: Request
+
+    @property
+    def name(self) -> str:
+        """The hash of its first trial."""
+        return self.trials[0].hash
+
+    def to_json(self) -> str:
+        """The unit as text, for a worker."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> Unit:
+        """The reverse of `to_json`."""
+        content = json.loads(text)
+        return Unit([UnitTrial(**trial) for trial in content["trials"]], Request(**content["request"]))

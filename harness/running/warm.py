@@ -1,0 +1,285 @@
+"""The warm process: it has imported torch and what is registered, and forks a child for each trial.
+
+A worker starts one with `python -m harness.running.warm FD` and talks to it in lines of JSON over a socket. Nothing that a
+trial does can reach the next one, since each has a process of its own that ends with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import math
+import mmap
+import os
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import psutil
+
+from harness.recording.records import Attempt, Locked, RecordsError, Result, Status, end_without_result
+
+INTERRUPTED, LOCKED, UNWRITABLE = 75, 76, 74
+"""Exit codes of a child that ended as it should, without a result."""
+
+OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
+"""Signals that come from outside; others are the trial's own fault."""
+
+GRACE = 10.0
+"""Seconds between asking a child to stop and killing it."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """One trial to run, with its limits."""
+
+    hash: str
+    spec_json: str
+    code: str
+    values: dict[str, Any]
+    memory: int | None
+    time: float | None
+
+
+class Warm:
+    """The warm process.
+
+    Args:
+        channel: the socket to the worker; when it closes, the child is stopped and the process ends.
+        settings: `results`, `plugins` and `commit_every`.
+    """
+
+    def __init__(self, channel: socket.socket, settings: dict[str, Any]) -> None:
+        self.channel = channel
+        self.buffer = b""
+        self.results = Path(settings["results"])
+        self.commit_every = float(settings["commit_every"])
+        self.plugins = settings["plugins"]
+        self.step = mmap.mmap(-1, 8)
+        self.stopping: float | None = None
+
+    def serve(self) -> None:
+        """Runs orders until the worker goes away."""
+        from harness.registry import Registry
+
+        self.registry = Registry(self.plugins)
+        _warm_up(self.registry)
+        self.say(event="ready")
+        while (message := self.hear()) is not None:
+            if message["op"] == "run":
+                self.run(Order(**message["order"]))
+                if self.stopping is not None:
+                    return
+
+    def hear(self) -> dict[str, Any] | None:
+        """The worker's next message; None once it is gone."""
+        while b"\n" not in self.buffer:
+            with contextlib.suppress(ConnectionResetError):
+                if data := self.channel.recv(65536):
+                    self.buffer += data
+                    continue
+            return None
+        line, _, self.buffer = self.buffer.partition(b"\n")
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def say(self, **message: Any) -> None:
+        """Tells the worker; a worker that is gone is noticed where its socket is read."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.channel.sendall(json.dumps(message).encode() + b"\n")
+
+    def run(self, order: Order) -> None:
+        """Forks a child for a trial, watches it to its end, and tells how it ended."""
+        from harness.identity import TrialSpec
+
+        spec = TrialSpec.from_json(order.spec_json)
+        started = time.time()
+        self.step[:] = bytes(8)
+        pid = os.fork()
+        if pid == 0:
+            self.child(order, spec)
+        cause = self.watch(pid, order)
+        _, waited = os.waitpid(pid, 0)
+        status, reason = _ending(waited, cause)
+        if status is not None:
+            result = Result(order.hash, status, order.code, started=started, ended=time.time(), reason=reason)
+            try:
+                ended = end_without_result(self.results, result, order.spec_json)
+                status, reason = ended.status, ended.reason
+            except RecordsError as error:
+                status, reason = None, f"unwritable: {error}"
+        self.say(event="ended", hash=order.hash, status=status, reason=reason)
+
+    def watch(self, pid: int, order: Order) -> str | None:
+        """Waits for the child; returns why it was ended, if it was."""
+        process = psutil.Process(pid)
+        pidfd = os.pidfd_open(pid)
+        deadline = time.monotonic() + (order.time or math.inf)
+        told, descendants = time.monotonic(), 0
+        cause: str | None = None
+        while True:
+            heard = [] if self.stopping is not None else [self.channel.fileno()]
+            readable, _, _ = select.select([pidfd, *heard], [], [], 0.05)
+            if pidfd in readable:
+                os.close(pidfd)
+                return cause
+            now = time.monotonic()
+            if heard and heard[0] in readable and ((message := self.hear()) is None or message["op"] == "stop"):
+                self.stopping = now
+                _kill(pid, signal.SIGTERM)
+            if cause is None:
+                used = _memory([process]) + descendants
+                cause = self._limit(now, deadline, used, order.memory or math.inf)
+                if cause is not None:
+                    _kill(pid, signal.SIGKILL)
+            if now - told > 0.5:
+                told, descendants = now, _memory(_descendants(process))
+                self.say(event="progress", hash=order.hash, step=int.from_bytes(self.step[:], "little"))
+
+    def _limit(self, now: float, deadline: float, used: int, memory: float) -> str | None:
+        """The limit that the child has passed."""
+        if self.stopping is not None and now - self.stopping > GRACE:
+            return "stopped"
+        if now > deadline:
+            return "time"
+        return "memory" if used > memory else None
+
+    def child(self, order: Order, spec: Any) -> NoReturn:
+        """The child: one trial in a process of its own."""
+        code = 70
+        try:
+            os.setsid()
+            _die_with_parent()
+            self.channel.close()
+            halted = _catch_stop()
+            code = self._trial(order, spec, halted)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def _trial(self, order: Order, spec: Any, halted: Callable[[], bool]) -> int:
+        from harness.training.loop import Interrupted
+        from harness.training.trial import run_trial
+
+        def halt(step: int) -> bool:
+            self.step[:] = step.to_bytes(8, "little")
+            return halted()
+
+        try:
+            with Attempt(self.results, order.hash, order.spec_json, order.code) as attempt:
+                _log_to(attempt.folder / "log.txt")
+                run_trial(spec, self.registry, attempt, values=order.values, commit_every=self.commit_every, halt=halt)
+        except Interrupted:
+            return INTERRUPTED
+        except Locked as error:
+            print(error, file=sys.stderr)
+            return LOCKED
+        except RecordsError as error:
+            print(error, file=sys.stderr)
+            return UNWRITABLE
+        return 0
+
+
+def _warm_up(registry: Any) -> None:
+    """Imports once what every trial needs. The first optimizer of a process imports much of torch."""
+    import torch
+
+    from harness.recording.environment import environment
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    environment()
+    registry.preload()
+
+
+def _ending(waited: int, cause: str | None) -> tuple[Status | None, str]:
+    """The status of a child that may have left no result; None if there is nothing to write."""
+    if cause == "time":
+        return Status.TIMED_OUT, "ran past its time limit"
+    if cause == "memory":
+        return Status.OUT_OF_MEMORY, "took more than its memory limit"
+    if cause == "stopped":
+        return None, "interrupted"
+    if os.WIFSIGNALED(waited):
+        number = signal.Signals(os.WTERMSIG(waited))
+        status = Status.LOST if number in OUTSIDE else Status.FAILED
+        return status, f"its process was ended by {number.name}"
+    code = os.WEXITSTATUS(waited)
+    if code in (INTERRUPTED, LOCKED, UNWRITABLE):
+        return None, {INTERRUPTED: "interrupted", LOCKED: "locked", UNWRITABLE: "unwritable"}[code]
+    return Status.FAILED, f"its process ended itself with exit code {code} and left no result"
+
+
+def _kill(pid: int, number: signal.Signals) -> None:
+    """Signals the child, and with SIGKILL whatever it started."""
+    with contextlib.suppress(ProcessLookupError):
+        if number == signal.SIGKILL:
+            os.killpg(pid, number)
+        else:
+            os.kill(pid, number)
+
+
+def _descendants(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _memory(processes: list[psutil.Process]) -> int:
+    """Resident bytes of processes; one that has ended takes none."""
+    total = 0
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += process.memory_info().rss
+    return total
+
+
+def _die_with_parent() -> None:
+    """Asks the kernel to kill this process when the warm process dies."""
+    pr_set_pdeathsig = 1
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _catch_stop() -> Callable[[], bool]:
+    """SIGTERM asks for a stop at the next step; an interrupt at the driver's terminal is the driver's business."""
+    asked = False
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal asked
+        asked = True
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return lambda: asked
+
+
+def _log_to(path: Path) -> None:
+    """What the trial prints goes to its attempt's folder."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def main() -> None:
+    """Serves the worker at the other end of the socket whose descriptor is the first argument."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with socket.socket(fileno=int(sys.argv[1])) as channel:
+        Warm(channel, json.loads(sys.argv[2])).serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Proximal policy optimization: recipe, actor-critic, advantages and objective. Source: arXiv 1707.06347, 1506.02438."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from harness import Batch, Objective, Recipe
+from tasks import models
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPORecipe(Recipe):
+    """Hyper-parameters of PPO; the defaults are those of CleanRL's `ppo.py`, at 200,000 environment steps.
+
+    The budget is given as `env_steps`, or as `steps`, optimizer steps; `resolve` fills in the other one.
+    An update collects `envs` × `rollout` environment steps and takes `epochs` passes over them in minibatches of
+    `batch`. As in CleanRL, the learning rate is annealed from update to update and is constant within one.
+
+    >>> recipe = PPORecipe(env_steps=100_000).resolve()
+    >>> recipe.updates, recipe.steps, recipe.env_steps
+    (195, 3120, 99840)
+    """
+
+    budget: ClassVar[int] = 200_000
+    """Environment steps where neither `env_steps` nor `steps` is given."""
+
+    steps: int = 0  # 0: as many as env_steps make
+    env_steps: int | None = None  # whole updates only; the rest is dropped
+    batch: int = 128  # samples of a minibatch: a quarter of 4 environments × 128 steps
+    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
+    lr: float = 2.5e-4
+    eps: float = 1e-5
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    clip: float | None = 0.5
+    envs: int = 4
+    rollout: int = 128  # steps of each environment per update
+    epochs: int = 4
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    clip_range: float = 0.2
+    clip_values: bool = True
+    normalize_advantages: bool = True
+    entropy_coefficient: float = 0.01
+    value_coefficient: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("envs", "rollout", "epochs", "clip_range", "batch", "accumulate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: found {getattr(self, name)}, must be positive")
+        for name in ("gamma", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: found {getattr(self, name)}, must lie in [0, 1]")
+        for name in ("steps", "entropy_coefficient", "value_coefficient"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: found {getattr(self, name)}, must not be negative")
+        self._check_sizes()
+        super().__post_init__()
+
+    def _check_sizes(self) -> None:
+        size = self.envs * self.rollout
+        if size % self.batch or self.batch < 2:
+            raise ValueError(f"batch: found {self.batch}, must be at least 2 and divide envs × rollout = {size}")
+        if self.epochs * size % (self.batch * self.accumulate):
+            minibatches = self.epochs * size // self.batch
+            raise ValueError(f"accumulate: found {self.accumulate}, must divide the {minibatches} minibatches of an update")
+        if self.env_steps is not None and self.env_steps < size:
+            raise ValueError(f"env_steps: found {self.env_steps}, must be at least one update, envs × rollout = {size}")
+        if self.steps and self.env_steps and self.updates != self.env_steps // size:
+            raise ValueError(
+                f"steps: found {self.steps}, which is {self.updates * size} environment steps, and env_steps: "
+                f"{self.env_steps}; give one of the two"
+            )
+
+    @property
+    def steps_per_update(self) -> int:
+        """Optimizer steps between two collections."""
+        return self.epochs * self.envs * self.rollout // (self.batch * self.accumulate)
+
+    @property
+    def updates(self) -> int:
+        """Collections of the whole run."""
+        return math.ceil(self.length / self.steps_per_update)
+
+    @property
+    def length(self) -> int:
+        updates = (self.env_steps or self.budget) // (self.envs * self.rollout)
+        return self.steps or updates * self.steps_per_update
+
+    def resolve(self) -> Self:
+        return replace(super().resolve(), steps=self.length, env_steps=self.updates * self.envs * self.rollout)
+
+    def rate_factor(self, step: int) -> float:
+        return super().rate_factor(step - step % self.steps_per_update)
+
+
+class ActorCritic(nn.Module):
+    """Actor and critic without shared weights: (samples, observations) to logits (samples, actions) and values (samples,).
+
+    Weights are orthogonal with gain √2 in hidden layers, 0.01 in the actor's and 1 in the critic's last one; biases are 0.
+    """
+
+    def __init__(self, observations: int, actions: int, hidden: list[int], activation: str) -> None:
+        super().__init__()
+        self.actor = _orthogonal(models.mlp(observations, hidden, actions, activation), 0.01)
+        self.critic = _orthogonal(models.mlp(observations, hidden, 1, activation), 1.0)
+
+    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        return self.actor(observations), self.critic(observations).squeeze(-1)
+
+
+def _orthogonal(network: nn.Sequential, last_gain: float) -> nn.Sequential:
+    layers = [module for module in network if isinstance(module, nn.Linear)]
+    for layer in layers:
+        nn.init.orthogonal_(layer.weight, last_gain if layer is layers[-1] else math.sqrt(2))
+        nn.init.zeros_(layer.bias)
+    return network
+
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def generalized_advantages(
+    rewards: Array, values: Array, next_values: Array, terminated: Array, ended: Array, gamma: float, gae_lambda: float
+) -> Array:
+    r"""Generalized advantage estimates.
+
+    .. math:: \delta_t = r_t + \gamma (1 - \mathrm{terminated}_t) V(s'_t) - V(s_t), \qquad
+              A_t = \delta_t + \gamma \lambda (1 - \mathrm{ended}_t) A_{t+1}
+
+    An episode that ends by truncation is cut off, not over: its last step still counts the value of the observation that
+    it led to.
+
+    Source: Schulman et al. 2016, arXiv 1506.02438; truncation: Pardo et al. 2018, arXiv 1712.00378.
+
+    Args:
+        rewards: (time, environments), as all that follow.
+        values: :math:`V(s_t)`.
+        next_values: :math:`V(s'_t)`, of the observation that step t led to, before any reset.
+        terminated: whether the episode ended in a terminal state at step t.
+        ended: whether it ended at step t for any reason.
+
+    >>> one = np.ones((1, 1))
+    >>> float(generalized_advantages(one, 0 * one, 10 * one, terminated=one == 0, ended=one == 1, gamma=0.9, gae_lambda=1))
+    10.0
+    """
+    deltas = rewards + gamma * next_values * ~terminated - values
+    carry = gamma * gae_lambda * ~ended
+    advantages = np.empty_like(deltas)
+    following = np.zeros_like(deltas[0])
+    for step in reversed(range(len(deltas))):
+        following = advantages[step] = deltas[step] + carry[step] * following
+    return advantages
+
+
+def ppo_objective(model: nn.Module, batch: Batch, recipe: PPORecipe) -> Objective:
+    r"""The clipped surrogate, the entropy bonus and the value loss of a minibatch.
+
+    With the ratio :math:`\rho = \pi(a|s) / \pi_\mathrm{old}(a|s)` and the clip range :math:`\epsilon`,
+
+    .. math:: L = -\overline{\min(\rho A, \mathrm{clip}(\rho, 1-\epsilon, 1+\epsilon) A)} - c_e \overline{H(\pi)}
+              + c_v \tfrac12 \overline{\max((V - R)^2, (V_\mathrm{old} + \mathrm{clip}(V - V_\mathrm{old}, -\epsilon, \epsilon) - R)^2)}
+
+    (without `clip_values` the first square alone). `approx_kl` is the estimator :math:`\overline{(\rho - 1) - \log\rho}`,
+    `clip_fraction` the share of samples with :math:`|\rho - 1| > \epsilon`.
+
+    Source: Schulman et al. 2017, arXiv 1707.06347; the value clipping as in CleanRL's `ppo.py`.
+    """
+    logits, values = model(batch["observations"])
+    log_policy = functional.log_softmax(logits, dim=1)
+    log_ratio = log_policy.gather(1, batch["actions"].unsqueeze(1)).squeeze(1) - batch["log_probs"]
+    ratio, advantages, clip = log_ratio.exp(), batch["advantages"], recipe.clip_range
+    surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+    policy_loss = -surrogate.mean()
+    entropy = -(log_policy.exp() * log_policy).sum(dim=1).mean()
+    errors = (values - batch["returns"]).square()
+    if recipe.clip_values:
+        clipped = batch["values"] + (values - batch["values"]).clamp(-clip, clip)
+        errors = torch.maximum(errors, (clipped - batch["returns"]).square())
+    value_loss = 0.5 * errors.mean()
+    loss = policy_loss - recipe.entropy_coefficient * entropy + recipe.value_coefficient * value_loss
+    with torch.no_grad():
+        metrics = {
+            "policy_loss": policy_loss.detach(),
+            "value_loss": value_loss.detach(),
+            "entropy": entropy.detach(),
+            "approx_kl": (ratio - 1 - log_ratio).mean(),
+            "clip_fraction": ((ratio - 1).abs() > clip).to(ratio.dtype).mean(),
+        }
+    return Objective(loss, {"logits": logits, "values": values}, len(advantages), metrics)
