@@ -127,6 +127,8 @@ class Method:
     owns: ClassVar[frozenset[str]] = frozenset()
     source: ClassVar[str] = ""
     """The paper or page that the method comes from."""
+    stackable: ClassVar[bool] = False
+    """Whether several seeds may run as one: true for a method whose optimizer works element by element."""
 
     def adapt(self, model: nn.Module, workload: Workload) -> nn.Module:
         """Changes the model before training, after any initial checkpoint is loaded."""

@@ -7,6 +7,7 @@ listing and validation import nothing heavy; a class is imported when a trial is
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -30,9 +31,16 @@ Kind = Literal["task", "method", "probe"]
 KINDS: tuple[Kind, ...] = ("task", "method", "probe")
 C = TypeVar("C", bound=type)
 
+SHAPING = ("task", "method", "probe", "recipe", "options", "registry")
+"""Modules of the engine that decide what an index entry looks like."""
+
 
 class RegistryError(ValueError):
     """A name that is unknown or registered twice, or a plugin that does not load."""
+
+
+class Collision(RegistryError):
+    """One name, two classes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +58,8 @@ class Item:
     needs: list[str]
     owns: list[str]
     recipe: dict[str, Schema]
+    metric: str
+    direction: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +73,9 @@ class Entry:
     def load(self) -> None:
         """Imports the module; its decorators register its classes."""
         global _loading
-        if self.module in sys.modules and getattr(sys.modules[self.module], "__file__", None) == str(self.file):
+        if self.module in sys.modules:
             return
-        _loading = self.origin
+        outer, _loading = _loading, self.module
         try:
             if self.origin.startswith("plugin "):
                 spec = importlib.util.spec_from_file_location(self.module, self.file)
@@ -83,11 +93,19 @@ class Entry:
             else:
                 importlib.import_module(self.module)
         finally:
-            _loading = None
+            _loading = outer
+
+    def classes(self, modules: set[str]) -> dict[tuple[Kind, str], type]:
+        """What the module registered itself, or brought along from modules that are no entries of their own (`modules`)."""
+        self.load()
+        brought = _brought.get(self.module, set()) - modules | {self.module}
+        return {key: cls for module in sorted(brought) for key, cls in _registered.get(module, {}).items()}
 
 
-_classes: dict[tuple[Kind, str], type] = {}
-_origins: dict[tuple[Kind, str], str] = {}
+_registered: dict[str, dict[tuple[Kind, str], type]] = {}
+"""Classes by the module that defines them."""
+_brought: dict[str, set[str]] = {}
+"""Modules that registered something while an entry was being loaded, by the entry's module."""
 _loading: str | None = None
 
 
@@ -96,12 +114,13 @@ def _register(kind: Kind, name: str) -> Callable[[C], C]:
         if "__dataclass_fields__" not in cls.__dict__:
             dataclasses.dataclass(cls)
         cls.name = name  # type: ignore[attr-defined]
-        key = (kind, name)
-        origin = _loading or cls.__module__
-        known = _classes.get(key)
-        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise RegistryError(f"{kind} {name!r} is registered twice: by {_origins[key]} and by {origin}")
-        _classes[key], _origins[key] = cls, origin
+        module = _registered.setdefault(cls.__module__, {})
+        known = module.get((kind, name))
+        if known is not None and known.__qualname__ != cls.__qualname__:
+            raise Collision(f"{kind} {name!r} is registered twice in {cls.__module__}")
+        module[kind, name] = cls
+        if _loading is not None:
+            _brought.setdefault(_loading, set()).add(cls.__module__)
         return cls
 
     return decorate
@@ -132,7 +151,7 @@ class Registry:
         plugins: Python files whose decorators register tasks, methods or probes.
 
     Raises:
-        RegistryError: if two modules register the same name.
+        Collision: if two modules register the same name.
     """
 
     def __init__(self, plugins: Sequence[Path | str] = ()) -> None:
@@ -141,7 +160,9 @@ class Registry:
         self._entries: dict[tuple[Kind, str], Entry] = {}
         self._items: dict[tuple[Kind, str], Item] = {}
         cache = _Cache()
-        for entry in [*self._entry_points(), *map(_plugin_entry, self.plugins)]:
+        entries = [*self._entry_points(), *map(_plugin_entry, self.plugins)]
+        self._modules = {entry.module for entry in entries}
+        for entry in entries:
             self._add(entry, cache)
         cache.save()
 
@@ -169,16 +190,16 @@ class Registry:
         try:
             if not entry.file.is_file():
                 raise RegistryError(f"{entry.file}: no such file")
-            items = cache.items(entry)
+            items = cache.items(entry, self._modules)
+        except Collision:
+            raise
         except Exception as error:  # a plugin may fail in any way: it is reported by name and the rest goes on
-            if isinstance(error, RegistryError) and "twice" in str(error):
-                raise
             self.broken[entry.origin] = f"{type(error).__name__}: {error}"
             return
         for item in items:
             key = (item.kind, item.name)
             if key in self._items:
-                raise RegistryError(
+                raise Collision(
                     f"{item.kind} {item.name!r} is registered twice: by {self._items[key].origin} and by {entry.origin}"
                 )
             self._items[key], self._entries[key] = item, entry
@@ -204,8 +225,7 @@ class Registry:
     def load(self, kind: Kind, name: str) -> type:
         """The class behind a name, imported now."""
         self.item(kind, name)
-        self._entries[kind, name].load()
-        return _classes[kind, name]
+        return self._entries[kind, name].classes(self._modules)[kind, name]
 
     def build_task(self, name: str, options: dict[str, Any]) -> Task:
         """A task with options, checked."""
@@ -236,11 +256,12 @@ class Registry:
     def digest(self) -> str:
         """A digest of all registered sources: what a cached plan is valid for."""
         files = [file for entry in set(self._entries.values()) for file in sources.closure(entry.file)]
-        return sources.raw_digest([*files, *sources.ENGINE])
+        return sources.raw_digest([*files, *(file for file in sources.ENGINE if file.exists())])
 
 
 def _plugin_entry(path: Path) -> Entry:
-    return Entry(f"plugin {path.name}", f"harness_plugin_{path.stem}", path)
+    place = hashlib.sha256(str(path).encode()).hexdigest()[:8]
+    return Entry(f"plugin {path.name}", f"harness_plugin_{path.stem}_{place}", path)
 
 
 def cache_folder() -> Path:
@@ -259,16 +280,11 @@ class _Cache:
         except (OSError, ValueError):
             self._content = {}
 
-    def items(self, entry: Entry) -> list[Item]:
-        contracts = [sources.PROJECT / "harness" / f"{name}.py" for name in ("task", "method", "probe", "recipe")]
+    def items(self, entry: Entry, modules: set[str]) -> list[Item]:
+        contracts = [sources.PROJECT / "harness" / f"{name}.py" for name in SHAPING]
         key = f"{entry.origin}@{sources.raw_digest([*sources.closure(entry.file), *contracts])}"
         if key not in self._content:
-            entry.load()
-            described = [
-                _describe(k, name, cls, entry)
-                for (k, name), cls in _classes.items()
-                if _origins[k, name] == entry.origin or cls.__module__ == entry.module
-            ]
+            described = [_describe(*key, cls, entry) for key, cls in entry.classes(modules).items()]
             self._content = {k: v for k, v in self._content.items() if not k.startswith(f"{entry.origin}@")}
             self._content[key] = [dataclasses.asdict(item) for item in described]
             self._changed = True
@@ -304,4 +320,6 @@ def _describe(kind: Kind, name: str, cls: Any, entry: Entry) -> Item:
         needs=sorted(getattr(example, "needs", ())),
         owns=sorted(getattr(example, "owns", ())),
         recipe=schema_of(cls.recipe_class) if kind == "task" else {},
+        metric=getattr(cls, "metric", ""),
+        direction=getattr(cls, "direction", ""),
     )

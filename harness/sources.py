@@ -18,6 +18,7 @@ ENGINE = tuple(
         "method.py",
         "probe.py",
         "recipe.py",
+        "seeds.py",
         "streams.py",
         "task.py",
         "training/federation.py",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,16 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-NAMES = ("split", "partition", "init", "data", "environment", "evaluation", "method", "probe")
-
-
-def derive(seed: int, name: str) -> int:
-    """A 63-bit seed for the stream `name` of a trial: the first bytes of SHA-256 of both.
-
-    >>> derive(0, "init") == derive(0, "init"), derive(0, "init") == derive(0, "data")
-    (True, False)
-    """
-    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
+from harness.seeds import NAMES, derive
 
 
 class Streams:

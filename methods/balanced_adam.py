@@ -16,6 +16,7 @@ class BalancedAdam(Method):
     """
 
     owns = frozenset({"optimizer", "betas"})
+    stackable = True
     source = "arXiv 2601.21739"
 
     beta: float = 0.95

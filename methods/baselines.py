@@ -14,6 +14,7 @@ class SGD(Method):
     """Stochastic gradient descent with the recipe's momentum; weight decay is coupled (L2)."""
 
     owns = frozenset({"optimizer"})
+    stackable = True
 
     def optimizer(self, groups: Groups, recipe: Recipe, horizon: int) -> torch.optim.Optimizer:
         return recipe.build_optimizer(groups, "sgd")
@@ -24,6 +25,7 @@ class Adam(Method):
     """Adam with the recipe's betas; weight decay is coupled (L2)."""
 
     owns = frozenset({"optimizer"})
+    stackable = True
     source = "Kingma & Ba 2015, arXiv 1412.6980"
 
     def optimizer(self, groups: Groups, recipe: Recipe, horizon: int) -> torch.optim.Optimizer:
@@ -35,6 +37,7 @@ class AdamW(Method):
     """Adam with the recipe's betas and decoupled weight decay."""
 
     owns = frozenset({"optimizer"})
+    stackable = True
     source = "Loshchilov & Hutter 2019, arXiv 1711.05101"
 
     def optimizer(self, groups: Groups, recipe: Recipe, horizon: int) -> torch.optim.Optimizer:

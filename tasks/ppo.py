@@ -69,7 +69,9 @@ class PPORecipe(Recipe):
             raise ValueError(f"batch: found {self.batch}, must be at least 2 and divide envs × rollout = {size}")
         if self.epochs * size % (self.batch * self.accumulate):
             minibatches = self.epochs * size // self.batch
-            raise ValueError(f"accumulate: found {self.accumulate}, must divide the {minibatches} minibatches of an update")
+            raise ValueError(
+                f"accumulate: found {self.accumulate}, must divide the {minibatches} minibatches of an update"
+            )
         if self.env_steps is not None and self.env_steps < size:
             raise ValueError(f"env_steps: found {self.env_steps}, must be at least one update, envs × rollout = {size}")
         if self.steps and self.env_steps and self.updates != self.env_steps // size:
@@ -159,13 +161,78 @@ def generalized_advantages(
     return advantages
 
 
+@dataclass(frozen=True)
+class Trajectory:
+    """What the environments answered during one rollout. Arrays are (time, environments), observations have more behind."""
+
+    observations: Array
+    """(time + 1, environments, ...): the one acted on at each step, and those that the rollout ended at."""
+    actions: Array
+    rewards: Array
+    terminated: Array
+    ended: Array
+    truncated: dict[tuple[int, int], Array]
+    """The last observation of each episode that was cut off, by the step and the environment of its end."""
+
+
+@torch.no_grad()
+def rollout_batch(model: nn.Module, trajectory: Trajectory, recipe: PPORecipe, device: torch.device) -> Batch:
+    """A rollout as training samples: (time × environments, ...), with `log_probs` and `values` of the model that acted.
+
+    One forward pass serves all of them: log-probabilities, values, and the values that truncated episodes and the
+    rollout's end are continued with.
+    """
+    steps, envs = trajectory.actions.shape
+    shape = trajectory.observations.shape[2:]
+    observations = np.concatenate([trajectory.observations.reshape(-1, *shape), *_rows(trajectory.truncated)])
+    inputs = torch.as_tensor(observations, dtype=torch.get_default_dtype(), device=device)
+    logits, estimates = model(inputs)
+    estimated = estimates.cpu().numpy()
+    values = estimated[: (steps + 1) * envs].reshape(steps + 1, envs)
+    next_values = values[1:].copy()
+    for place, value in zip(trajectory.truncated, estimated[(steps + 1) * envs :], strict=True):
+        next_values[place] = value
+    advantages = generalized_advantages(
+        trajectory.rewards,
+        values[:-1],
+        next_values,
+        trajectory.terminated,
+        trajectory.ended,
+        recipe.gamma,
+        recipe.gae_lambda,
+    )
+    size = steps * envs
+    actions = torch.as_tensor(trajectory.actions.reshape(-1), device=device)
+    log_policy = functional.log_softmax(logits[:size], dim=1)
+    flat = torch.as_tensor(advantages.reshape(-1), dtype=inputs.dtype, device=device)
+    return {
+        "observations": inputs[:size],
+        "actions": actions,
+        "log_probs": log_policy.gather(1, actions.unsqueeze(1)).squeeze(1),
+        "values": estimates[:size],
+        "advantages": flat,
+        "returns": flat + estimates[:size],
+    }
+
+
+def _rows(observations: dict[tuple[int, int], Array]) -> list[Array]:
+    return [observation[np.newaxis] for observation in observations.values()]
+
+
+def explained_variance(rollout: Batch) -> float:
+    """The share of the returns' variance that the values explained: 1 - Var(R - V) / Var(R), undefined for constant returns."""
+    returns = rollout["returns"]
+    return float(1 - (returns - rollout["values"]).var() / returns.var())
+
+
 def ppo_objective(model: nn.Module, batch: Batch, recipe: PPORecipe) -> Objective:
     r"""The clipped surrogate, the entropy bonus and the value loss of a minibatch.
 
     With the ratio :math:`\rho = \pi(a|s) / \pi_\mathrm{old}(a|s)` and the clip range :math:`\epsilon`,
 
     .. math:: L = -\overline{\min(\rho A, \mathrm{clip}(\rho, 1-\epsilon, 1+\epsilon) A)} - c_e \overline{H(\pi)}
-              + c_v \tfrac12 \overline{\max((V - R)^2, (V_\mathrm{old} + \mathrm{clip}(V - V_\mathrm{old}, -\epsilon, \epsilon) - R)^2)}
+              + c_v \tfrac12 \overline{\max((V - R)^2, (V_c - R)^2)}, \qquad
+              V_c = V_\mathrm{old} + \mathrm{clip}(V - V_\mathrm{old}, -\epsilon, \epsilon)
 
     (without `clip_values` the first square alone). `approx_kl` is the estimator :math:`\overline{(\rho - 1) - \log\rho}`,
     `clip_fraction` the share of samples with :math:`|\rho - 1| > \epsilon`.

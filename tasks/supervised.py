@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -63,14 +61,6 @@ class Classification(Workload):
         self._order.load_state_dict(state)
 
 
-def digits_digest() -> str:
-    """The size of the file that scikit-learn ships: it has not changed since 2013."""
-    package = importlib.util.find_spec("sklearn")
-    assert package is not None and package.origin is not None
-    size = (Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz").stat().st_size
-    return f"digits-{size}"
-
-
 class Digits(Task):
     """A model on scikit-learn's digits."""
 
@@ -78,7 +68,7 @@ class Digits(Task):
     metric = "val/accuracy"
 
     def data_digest(self) -> str:
-        return digits_digest()
+        return data.digest(data.digits_file())
 
     def model(self) -> nn.Module:
         """The model, initialised from torch's default generator."""

@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from harness.running.units import Request, UnitTrial
 
 SECRETS = ("TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "API_KEY")
@@ -40,6 +42,12 @@ def child_environment(request: Request) -> dict[str, str]:
     else:
         kept["CUDA_VISIBLE_DEVICES"] = ""
     return kept
+
+
+def fair_memory(request: Request) -> int:
+    """The memory limit of a trial that asked for none: its share of 85 % of the machine, by CPUs."""
+    share = min(1.0, max(request.cpus, 1.0) / (os.cpu_count() or 1))
+    return int(0.85 * psutil.virtual_memory().total * share)
 
 
 class WarmHandle:
@@ -77,7 +85,7 @@ class WarmHandle:
             "spec_json": trial.spec_json,
             "code": trial.code,
             "values": trial.values,
-            "memory": self.request.memory,
+            "memory": self.request.memory or fair_memory(self.request),
             "time": self.request.time,
         }
         self._send(op="run", order=order)

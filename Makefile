@@ -1,0 +1,44 @@
+# `make demo` and `make test` are all that a new machine needs: Python 3.11 or later with pip, and make.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint chaos bench lock
+
+help: ## Show these targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+install: $(INSTALLED) ## Create .venv and install everything that the lock names
+
+$(INSTALLED): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	$(BIN)/python -m compileall -q harness tasks methods
+	@touch $@
+
+demo: install ## Run the quickstart grid: five tasks, two minutes
+	$(BIN)/harness run grids/quickstart.yaml
+
+test: install lint ## Lint, type-check and run the tests
+	$(BIN)/python -m pytest -n 2
+
+lint: install ## Style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+chaos: install ## Faults for real: kills, hangs, memory, a tracking server that goes away
+	$(BIN)/python -m pytest -m chaos
+
+bench: install ## Measure the overhead side by side
+	$(BIN)/python benchmarks/overhead.py
+
+lock: ## Resolve the lock anew: names, versions and hashes
+	$(BIN)/uv pip compile --quiet pyproject.toml --extra dev --universal --generate-hashes --no-annotate --no-header \
+		--upgrade -o requirements.lock

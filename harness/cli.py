@@ -1,0 +1,275 @@
+"""The command line, thin: every command reads its input, calls one function, and says what to do next.
+
+Exit status: 0 all done; 1 some trial failed, ran out of memory or time, was lost or blocked; 2 bad input, nothing
+started; 3 infrastructure; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from harness.registry import Registry
+
+app = typer.Typer(
+    name="harness",
+    help="Benchmark training methods: tasks x methods x seeds, every claim with its evidence.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ResultsOption = Annotated[
+    Path, typer.Option("--results", envvar="HARNESS_RESULTS", help="The folder that remembers everything computed.")
+]
+PluginOption = Annotated[
+    list[Path] | None, typer.Option("--plugin", help="A Python file that registers tasks, methods or probes.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Overrides a field; recipe.FIELD is the last word.")
+]
+TrackingOption = Annotated[
+    str | None, typer.Option("--tracking", help="An MLflow tracking URI; SQLite in the results folder unless given.")
+]
+GridArgument = Annotated[Path, typer.Argument(metavar="GRID", help="A grid file.")]
+RESULTS = Path("results")
+
+
+def fail(message: str, status: int) -> typer.Exit:
+    """Says what is wrong, on standard error, and ends with a status."""
+    typer.echo(message, err=True)
+    return typer.Exit(status)
+
+
+def open_registry(plugins: list[Path] | None) -> Registry:
+    """What is registered; a plugin that does not load is reported and left out."""
+    from harness.registry import Registry, RegistryError
+
+    try:
+        registry = Registry(plugins or [])
+    except RegistryError as error:
+        raise fail(str(error), 2) from error
+    for origin, trouble in registry.broken.items():
+        typer.echo(f"{origin}: left out, it does not load ({trouble})", err=True)
+    return registry
+
+
+def console() -> Console:
+    """Standard output; 100 columns where it is no terminal."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+
+
+@app.command("list")
+def list_(plugin: PluginOption = None) -> None:
+    """Lists tasks, methods and probes."""
+    from harness.registry import KINDS
+    from harness.showing import items
+
+    registry = open_registry(plugin)
+    out = console()
+    for kind in KINDS:
+        out.print(items(kind, registry.items(kind)))
+        out.print()
+    out.print("Next: harness describe NAME")
+
+
+@app.command()
+def describe(
+    name: Annotated[str, typer.Argument(help="A task, method or probe.")],
+    plugin: PluginOption = None,
+    check: Annotated[bool, typer.Option("--check", help="Runs the conformance suite on it.")] = False,
+) -> None:
+    """Describes a task, method or probe: options, offers, needs, owns, source."""
+    from harness.registry import KINDS
+    from harness.showing import card
+
+    registry = open_registry(plugin)
+    found = [item for kind in KINDS for item in registry.items(kind) if item.name == name]
+    if not found:
+        from harness.options import nearest
+
+        known = [item.name for kind in KINDS for item in registry.items(kind)]
+        raise fail(f"NAME: found {name!r}, allowed: {', '.join(known)}{nearest(name, known)}", 2)
+    out = console()
+    for item in found:
+        out.print(card(item))
+        if check:
+            from harness.conformance import check_item
+
+            failures = 0
+            for verdict in check_item(item, registry):
+                out.print(f"  {'ok  ' if verdict.ok else 'FAIL'}  {verdict.name}{verdict.detail}")
+                failures += not verdict.ok
+            if failures:
+                raise fail(f"{name}: {failures} checks failed", 1)
+
+
+@app.command()
+def trial(
+    task: Annotated[str, typer.Argument(help="A task, such as digits/mlp.")],
+    method: Annotated[str, typer.Argument(help="A method, or a composition: 'a + b'.")],
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    probe: Annotated[list[str] | None, typer.Option("--probe", help="A probe to measure with.")] = None,
+    set_: SetOption = None,
+    plugin: PluginOption = None,
+    results: ResultsOption = RESULTS,
+) -> None:
+    """Runs one trial in the foreground, with neither Ray nor MLflow. Its records are those that a grid would leave.
+
+    --set takes task.OPTION, method.OPTION (method.MEMBER.OPTION in a composition), recipe.FIELD and resources.FIELD.
+    """
+    from harness.foreground import run_foreground
+
+    raise typer.Exit(run_foreground(task, method, seed, probe or [], set_ or [], open_registry(plugin), results))
+
+
+@app.command()
+def plan(
+    grid: GridArgument,
+    explain: Annotated[
+        str | None, typer.Option("--explain", metavar="TRIAL", help="Where its values come from.")
+    ] = None,
+    set_: SetOption = None,
+    plugin: PluginOption = None,
+    results: ResultsOption = RESULTS,
+) -> None:
+    """Shows what a grid holds and what of it is done: cells, reasons, statuses, an estimate of the time."""
+    from harness.showing import explanation, overview
+
+    planned, memory = _plan(grid, set_, open_registry(plugin), results)
+    out = console()
+    if explain is not None:
+        out.print(explanation(planned, explain))
+        return
+    for part in overview(planned, memory, os.cpu_count() or 1):
+        out.print(part)
+    out.print(f"Next: harness run {grid}")
+
+
+@app.command()
+def run(
+    grid: GridArgument,
+    set_: SetOption = None,
+    plugin: PluginOption = None,
+    results: ResultsOption = RESULTS,
+    tracking: TrackingOption = None,
+    address: Annotated[
+        str | None, typer.Option("--address", help="A Ray cluster that this machine is a node of.")
+    ] = None,
+    cpus: Annotated[int | None, typer.Option("--cpus", min=1, help="CPUs to use of this machine.")] = None,
+    keep_stale: Annotated[bool, typer.Option("--keep-stale", help="Keeps results of older code, with a mark.")] = False,
+) -> None:
+    """Runs what is not done of a grid, and shows a leaderboard."""
+    from harness.running.driver import Infrastructure, Options, run_plan
+    from harness.running.scheduling import Infeasible
+
+    registry = open_registry(plugin)
+    planned, memory = _plan(grid, set_, registry, results)
+    options = Options(registry.plugins, tracking, address, cpus, keep_stale)
+    out = console()
+    try:
+        outcome = run_plan(planned, memory, options, out)
+    except Infeasible as error:
+        raise fail(f"{grid}: {error}", 2) from error
+    except Infrastructure as error:
+        raise fail(str(error), 3) from error
+    if outcome.interrupted:
+        raise fail(f"Interrupted; nothing is lost. Next: harness run {grid}", 130)
+    from harness.showing import conclusion
+
+    status = conclusion(out, planned, memory, grid, results)
+    raise typer.Exit(status)
+
+
+def _plan(grid: Path, overrides: list[str] | None, registry: Registry, results: Path) -> tuple[Any, Any]:
+    """The plan of a grid and the results folder, or exit status 2."""
+    from harness.planning.errors import GridError
+    from harness.planning.grid import load_grid
+    from harness.planning.plan import build_plan
+    from harness.recording.records import RecordsError, Results
+
+    try:
+        memory = Results(results)
+        return build_plan(load_grid(grid, overrides or [], registry), registry), memory
+    except (GridError, RecordsError) as error:
+        raise fail(str(error), 2) from error
+
+
+@app.command()
+def sync(
+    grid: Annotated[str | None, typer.Argument(help="A grid's name; all of them unless given.")] = None,
+    results: ResultsOption = RESULTS,
+    tracking: TrackingOption = None,
+) -> None:
+    """Brings MLflow up to date with the results folder; without mlflow.db it is built anew."""
+    from harness.options import nearest
+    from harness.recording.records import Results
+    from harness.recording.tracking import sync as project
+
+    memory = Results(results)
+    folder = memory.folder / "grids"
+    known = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    if grid is not None and grid not in known:
+        raise fail(f"GRID: found {grid!r}, allowed: {', '.join(known) or 'none yet'}{nearest(grid, known)}", 2)
+    if not known:
+        raise fail(f"--results: {memory.folder} holds no grid; run one first: harness run GRID", 2)
+    for name in [grid] if grid else known:
+        typer.echo(f"{name}: {project(memory, name, tracking)}")
+    typer.echo(f"Next: harness ui --results {results}")
+
+
+@app.command()
+def ui(
+    results: ResultsOption = RESULTS,
+    tracking: TrackingOption = None,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 5000,
+) -> None:
+    """Opens MLflow on the results folder, for this machine alone."""
+    from harness.recording.records import Results
+    from harness.recording.tracking import ui_command
+
+    memory = Results(results)
+    if tracking is None and not (memory.folder / "mlflow.db").exists():
+        raise fail(f"--results: {memory.folder} holds no mlflow.db; make it with: harness sync", 2)
+    typer.echo(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)")
+    command = ui_command(memory, tracking, port)
+    os.execvp(command[0], command)
+
+
+LATER = {
+    "submit": "Runs a grid on a cluster from elsewhere.",
+    "stop": "Ends a submitted grid cleanly.",
+    "report": "Writes the report of a grid.",
+    "compare": "Says what changed between two grids.",
+    "gc": "Shows and frees what the results folder no longer needs.",
+    "doctor": "Checks the set-up and says what to do.",
+}
+
+
+def _later(name: str, help: str) -> None:
+    @app.command(name, help=f"{help} (not yet)", context_settings={"ignore_unknown_options": True})
+    def command(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+        raise fail(f"harness {name}: not yet in this version", 2)
+
+
+for _name, _help in LATER.items():
+    _later(_name, _help)
+
+
+def main() -> None:
+    """The entry point of the `harness` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""What every registered task, method and probe must pass: `harness describe NAME --check`, and the project's own tests.
+
+Each check runs short trials of real tasks and compares bits, so a plugin's author gets these tests for free.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.activations import gates
+from harness.composition import objection
+from harness.identity import Part, TrialSpec
+from harness.method import OWNABLE
+from harness.recording.records import Attempt, TrialRecords
+from harness.registry import Item, Registry
+from harness.streams import Streams
+from harness.task import FederatedWorkload, Workload
+from harness.training import federation, loop
+from harness.training.loop import Interrupted, Training
+from harness.training.trial import build_recipe, set_up, settings
+
+FAMILIES = ("digits/mlp", "digits/cnn", "cartpole/ppo", "poisson/pinn", "digits/federated")
+"""One task of every family, on which methods and probes are checked."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of one check."""
+
+    name: str
+    ok: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a short trial left: the final weights, and its records without times."""
+
+    weights: dict[str, Tensor]
+    records: list[dict[str, Any]]
+    training: Training
+
+    def same_as(self, other: Ran) -> bool:
+        """Equal to the bit."""
+        return self.records == other.records and same(self.weights, other.weights)
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Whether two sets of tensors are equal to the bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def short_spec(
+    registry: Registry, task: str, methods: Sequence[Part], probes: Sequence[Part] = (), **overrides: Any
+) -> TrialSpec:
+    """A trial of a few steps (a few rounds, for a federated task)."""
+    built = registry.build_task(task, {})
+    short = {"rounds": 3} if _counts_rounds(built.recipe_class) else {"steps": 20}
+    cadence = {"evaluate_every": 2 if "rounds" in short else 8, "record_every": 1 if "rounds" in short else 4}
+    recipe = asdict(build_recipe(built, short | cadence | overrides))
+    return TrialSpec(task, {}, built.version, list(methods), recipe, {"init": 0}, list(probes))
+
+
+def _counts_rounds(recipe_class: type) -> bool:
+    return any(field.name == "rounds" for field in fields(recipe_class))
+
+
+def run_short(registry: Registry, spec: TrialSpec, interrupt_at: int | None = None) -> Ran:
+    """Runs a short trial; with `interrupt_at` it stops at that step, and goes on in a second attempt."""
+    with tempfile.TemporaryDirectory() as folder, settings(spec):
+        if interrupt_at is not None:
+            with Attempt(Path(folder), spec.hash, spec.to_json(), "check") as attempt:
+                try:
+                    _train(set_up(spec, registry, attempt), halt=lambda step: step == interrupt_at)
+                except Interrupted:
+                    pass
+                else:
+                    raise AssertionError(f"the trial did not stop at step {interrupt_at}")
+        with Attempt(Path(folder), spec.hash, spec.to_json(), "check") as attempt:
+            training = set_up(spec, registry, attempt)
+            _train(training)
+            attempt.commit(training.state.step)
+        records = [_timeless(record) for record in TrialRecords(Path(folder), spec.hash).records()]
+    weights = {name: value.detach().clone() for name, value in training.state.model.state_dict().items()}
+    return Ran(weights, records, training)
+
+
+def _train(training: Training, halt: Callable[[int], bool] = lambda step: False) -> None:
+    advance = federation.advance if isinstance(training.workload, FederatedWorkload) else loop.advance
+    loop.train(training, advance, halt=halt)
+
+
+def _timeless(record: dict[str, Any]) -> dict[str, Any]:
+    """A record without what may differ between two runs of one trial."""
+    metrics = record.get("metrics", {})
+    kept = {name: value for name, value in metrics.items() if not name.startswith(("time/", "system/"))}
+    return {**record, "time": 0, "metrics": kept}
+
+
+def check_item(item: Item, registry: Registry) -> Iterator[Verdict]:
+    """All checks of one item. A check that raises has failed, with what it raised."""
+    checks = {"task": _task_checks, "method": _method_checks, "probe": _probe_checks}[item.kind]
+    for name, check in [("has a docstring", lambda: bool(item.summary)), *checks(item, registry)]:
+        try:
+            yield Verdict(name, bool(check()))
+        except Exception as error:
+            yield Verdict(name, False, f" ({type(error).__name__}: {error})")
+
+
+Checks = Iterator[tuple[str, Callable[[], bool]]]
+
+
+def _task_checks(item: Item, registry: Registry) -> Checks:
+    spec = short_spec(registry, item.name, [Part("sgd")])
+    half = 1 if "rounds" in spec.recipe else 11
+    yield "runs are equal to the bit", lambda: run_short(registry, spec).same_as(run_short(registry, spec))
+    yield "resume is exact", lambda: run_short(registry, spec).same_as(run_short(registry, spec, half))
+    yield "the objective is pure", lambda: _objective_is_pure(_workload(registry, spec))
+    yield "batches have one shape", lambda: _batches_have_one_shape(_workload(registry, spec))
+    yield "evaluation changes nothing", lambda: _evaluation_changes_nothing(_workload(registry, spec))
+    yield "the metric is scored", lambda: item.metric.split("/", 1)[1] in _scores(registry, spec)
+    yield "methods share initial weights", lambda: _shares_start(item, registry)
+    if "gates" in item.offers:
+        yield "each gate is called once", lambda: _each_gate_once(_workload(registry, spec))
+
+
+def _workload(registry: Registry, spec: TrialSpec) -> Workload:
+    with settings(spec):
+        task = registry.build_task(spec.task, spec.task_options)
+        workload = task.workload(build_recipe(task, spec.recipe), Streams(spec.seed), torch.device("cpu"))
+    if isinstance(workload, FederatedWorkload):
+        workload.enter(workload.participants(0)[0], 0)
+    return workload
+
+
+def _objective_is_pure(workload: Workload) -> bool:
+    batch = workload.next_batch()
+    before = loop.pack({"workload": workload.state_dict(), "model": workload.model.state_dict()})
+    values = [workload.objective(workload.model, batch).value for _ in range(2)]
+    after = loop.pack({"workload": workload.state_dict(), "model": workload.model.state_dict()})
+    return torch.equal(*values) and before == after
+
+
+def _batches_have_one_shape(workload: Workload) -> bool:
+    shapes = [{name: tensor.shape for name, tensor in workload.next_batch().items()} for _ in range(3)]
+    return all(shape == shapes[0] for shape in shapes)
+
+
+def _evaluation_changes_nothing(workload: Workload) -> bool:
+    before = loop.pack(workload.state_dict())
+    with torch.no_grad():
+        first, second = (workload.evaluate(workload.model, "val") for _ in range(2))
+    return first == second and before == loop.pack(workload.state_dict())
+
+
+def _scores(registry: Registry, spec: TrialSpec) -> dict[str, float]:
+    workload = _workload(registry, spec)
+    with torch.no_grad():
+        return workload.evaluate(workload.model, "val")
+
+
+def _shares_start(item: Item, registry: Registry) -> bool:
+    specs = [short_spec(registry, item.name, [Part(method)]) for method in ("sgd", "adam")]
+    workloads = [_workload(registry, spec) for spec in specs]
+    batches = [workload.next_batch() for workload in workloads]
+    return same(*(workload.model.state_dict() for workload in workloads)) and same(*batches)
+
+
+def _each_gate_once(workload: Workload) -> bool:
+    calls = dict.fromkeys(gates(workload.model), 0)
+
+    def count(name: str) -> Callable[..., None]:
+        return lambda module, inputs, output: calls.__setitem__(name, calls[name] + 1)
+
+    for name, gate in gates(workload.model).items():
+        gate.register_forward_hook(count(name))
+    with torch.no_grad():
+        workload.model(workload.probe_inputs)
+    return bool(calls) and set(calls.values()) == {1}
+
+
+def _method_checks(item: Item, registry: Registry) -> Checks:
+    yield "owns what can be owned", lambda: set(item.owns) <= OWNABLE
+    for task in FAMILIES:
+        built = registry.build_method(item.name, {})
+        if objection(registry.build_task(task, {}), [built]) is None:
+            spec = short_spec(registry, task, [Part(item.name)])
+            yield from _method_on(task, spec, registry)
+
+
+def _method_on(task: str, spec: TrialSpec, registry: Registry) -> Checks:
+    half = 1 if "rounds" in spec.recipe else 11
+    plain = short_spec(registry, task, [])
+    yield f"{task}: runs are equal to the bit", lambda: run_short(registry, spec).same_as(run_short(registry, spec))
+    yield f"{task}: resume is exact", lambda: run_short(registry, spec).same_as(run_short(registry, spec, half))
+    yield f"{task}: leaves nothing behind", lambda: _leaves_nothing(registry, spec, plain)
+    yield f"{task}: metrics are finite", lambda: _finite(run_short(registry, spec))
+
+
+def _leaves_nothing(registry: Registry, spec: TrialSpec, plain: TrialSpec) -> bool:
+    before = run_short(registry, plain)
+    run_short(registry, spec)
+    return before.same_as(run_short(registry, plain)) and torch.is_grad_enabled()
+
+
+def _finite(ran: Ran) -> bool:
+    return all("loss" in name or value == value for record in ran.records for name, value in record["metrics"].items())
+
+
+def _probe_checks(item: Item, registry: Registry) -> Checks:
+    for task in FAMILIES:
+        if set(item.needs) <= registry.build_task(task, {}).offers:
+            yield f"{task}: the trajectory is untouched", partial(_untouched, item, registry, task)
+            yield f"{task}: measures", partial(_measures, item, registry, task)
+
+
+def _untouched(item: Item, registry: Registry, task: str) -> bool:
+    without = run_short(registry, short_spec(registry, task, [Part("adam")]))
+    probed = run_short(registry, short_spec(registry, task, [Part("adam")], [Part(item.name, {"every": 1})]))
+    for record in probed.records:
+        for name in [name for name in record["metrics"] if name.startswith("probe/")]:
+            del record["metrics"][name]
+    records = [record for record in probed.records if record["metrics"]]
+    return records == without.records and same(probed.weights, without.weights)
+
+
+def _measures(item: Item, registry: Registry, task: str) -> bool:
+    ran = run_short(registry, short_spec(registry, task, [Part("adam")], [Part(item.name, {"every": 1})]))
+    measured = [name for record in ran.records for name in record["metrics"] if name.startswith("probe/")]
+    return bool(measured)

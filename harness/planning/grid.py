@@ -1,0 +1,218 @@
+"""The grid: a file read, checked against the registry, and every axis of it laid out. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from harness.options import Schema, nearest
+from harness.planning.axes import Terms, parse_terms
+from harness.planning.entries import Choice, Entry, method_choices, probe_choices, task_choices
+from harness.planning.errors import Where, listed
+from harness.planning.reading import Draft, read_draft
+from harness.planning.schema import TRIALS, GridFile, RecipeRule, ResourceRule, validate
+from harness.registry import Registry
+from harness.seeds import NAMES
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What each trial of a cell asks for."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory: int | None = None
+    """Bytes."""
+    time: float | None = None
+    """Seconds."""
+
+    @property
+    def threads(self) -> int:
+        """Threads that a trial computes with."""
+        return max(1, int(self.cpus))
+
+    @property
+    def device(self) -> str:
+        """The kind of device that a trial computes on."""
+        return "cuda" if self.gpus > 0 else "cpu"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An entry of `recipes`: its terms for each task that it applies to."""
+
+    method: str
+    terms: dict[str, Terms]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid that has been read and checked."""
+
+    file: str
+    name: str
+    content: dict[str, Any]
+    """What was written, with what it extends and what the command line overrides."""
+    digest: str
+    """Of all that the plan depends on in these files."""
+    tasks: list[Choice]
+    methods: list[Choice]
+    """The baseline first."""
+    seeds: list[dict[str, int]]
+    rules: list[Rule]
+    probes: list[Choice]
+    requests: list[tuple[ResourceRule, str]]
+    """The entries of `resources`, each with its path."""
+
+    def where(self) -> Where:
+        """The file as a whole."""
+        return Where(self.file)
+
+    def origin(self, where: Where) -> str:
+        """Where a value came from, as `--explain` says it."""
+        if where.file == self.file:
+            return where.path
+        return "--set" if where.file == "--set" else f"{where.path} in {where.file}"
+
+    def recipe(self, task: str, method: str) -> Terms:
+        """What the entries of `recipes` say for a task and a method: the last word wins."""
+        terms: Terms = {}
+        for rule in self.rules:
+            if task in rule.terms and fnmatchcase(method, rule.method):
+                terms |= rule.terms[task]
+        return terms
+
+    def resources(self, task: str, method: str) -> tuple[Resources, dict[str, str]]:
+        """What a cell asks for, and where that was written, by field: the last word wins."""
+        asked, origins = Resources(), {}
+        for rule, path in self.requests:
+            if fnmatchcase(task, rule.task) and fnmatchcase(method, rule.method):
+                given = {name: getattr(rule, name) for name in rule.model_fields_set - {"task", "method"}}
+                asked = replace(asked, **given)
+                origins |= {name: f"{path}.{name}" for name in given}
+        return asked, origins
+
+
+def load_grid(file: Path, overrides: Sequence[str], registry: Registry) -> Grid:
+    """Reads and checks a grid.
+
+    Args:
+        file: the YAML file.
+        overrides: `a.b=c`, applied in order; `recipe.FIELD=V` is the last word over all recipes.
+        registry: the tasks, methods and probes that it may name.
+
+    Raises:
+        GridError: for the first thing that is wrong, with file, field, what was found and what is allowed.
+    """
+    draft = read_draft(file, overrides)
+    parsed = validate(draft)
+
+    def entries(kind: str, written: list[Any]) -> list[Entry]:
+        return [Entry.of(entry, draft.where([kind, index])) for index, entry in enumerate(written)]
+
+    tasks = task_choices(entries("tasks", parsed.tasks), registry)
+    methods = method_choices(entries("methods", parsed.methods), registry)
+    return Grid(
+        file=str(file),
+        name=parsed.name,
+        content=draft.content,
+        digest=hashlib.sha256(repr(draft).encode()).hexdigest()[:16],
+        tasks=tasks,
+        methods=methods,
+        seeds=_seeds(parsed.seeds, draft.where(["seeds"])),
+        rules=[
+            _rule(rule, draft.where(["recipes", i]), tasks, methods, registry) for i, rule in enumerate(parsed.recipes)
+        ],
+        probes=probe_choices(entries("probes", parsed.probes), registry),
+        requests=_requests(parsed, draft, tasks, methods),
+    )
+
+
+def _seeds(written: int | list[int] | dict[str, int], where: Where) -> list[dict[str, int]]:
+    """The seeds of a cell, each a mapping of streams; streams that are not named follow `init`."""
+    if isinstance(written, int):
+        return [{"init": seed} for seed in range(written)]
+    if isinstance(written, list):
+        if repeated := [seed for seed, times in Counter(written).items() if times > 1]:
+            raise where.found(repeated[0], "each seed once")
+        return [{"init": seed} for seed in written]
+    for stream in written:
+        if stream not in NAMES:
+            raise where.at(stream).unknown(stream, "random stream", NAMES)
+    counts = {"init": 1} | written
+    if math.prod(counts.values()) > TRIALS:
+        raise where.found(written, f"{TRIALS:,} combinations")
+    ranges = [range(count) for count in counts.values()]
+    return [dict(zip(counts, seeds, strict=True)) for seeds in itertools.product(*ranges)]
+
+
+def _match(rule: RecipeRule | ResourceRule, where: Where, tasks: list[Choice], methods: list[Choice]) -> list[str]:
+    """The tasks that a rule applies to.
+
+    Raises:
+        GridError: if one of its globs matches nothing.
+    """
+    found = {}
+    for kind, choices in (("task", tasks), ("method", methods)):
+        names = list(dict.fromkeys(choice.name for choice in choices))
+        pattern = getattr(rule, kind)
+        found[kind] = [name for name in names if fnmatchcase(name, pattern)]
+        if not found[kind]:
+            raise where.at(kind).error(
+                f"found {pattern!r}, which matches no {kind} of this grid, allowed: {listed(names)}{nearest(pattern, names)}"
+            )
+    return found["task"]
+
+
+def _rule(rule: RecipeRule, where: Where, tasks: list[Choice], methods: list[Choice], registry: Registry) -> Rule:
+    matched = _match(rule, where, tasks, methods)
+    schemas = {name: registry.item("task", name).recipe for name in matched}
+    place = where if where.path == "recipe" else where.at("set")
+    for name, path in _fields(rule.set, place):
+        if name == "phases":
+            raise path.error("not yet: several optimizers in turn")
+        if not any(name in schema for schema in schemas.values()):
+            known = sorted(set().union(*schemas.values()))
+            raise path.unknown(name, f"field of the recipe of {listed(matched)}", known)
+    terms = {
+        task: parse_terms(_applicable(rule.set, schema), schema, f"the recipe of {task}", place)
+        for task, schema in schemas.items()
+    }
+    return Rule(rule.method, terms)
+
+
+def _fields(content: dict[str, Any], where: Where) -> Iterable[tuple[str, Where]]:
+    """The recipe fields that a rule sets, those of its zip included."""
+    for name, value in content.items():
+        if name != "zip":
+            yield str(name), where.at(str(name))
+        elif isinstance(value, dict):
+            yield from ((str(zipped), where.at("zip", str(zipped))) for zipped in value)
+
+
+def _applicable(content: dict[str, Any], schema: dict[str, Schema]) -> dict[str, Any]:
+    """The part of a rule that a task's recipe has fields for: a zip applies if one of its fields does."""
+    zipped = content.get("zip")
+    own = {name: value for name, value in content.items() if name in schema}
+    if zipped is not None and (not isinstance(zipped, dict) or any(name in schema for name in zipped)):
+        own["zip"] = zipped
+    return own
+
+
+def _requests(
+    parsed: GridFile, draft: Draft, tasks: list[Choice], methods: list[Choice]
+) -> list[tuple[ResourceRule, str]]:
+    rules = parsed.resources if isinstance(parsed.resources, list) else [parsed.resources]
+    requests = []
+    for index, rule in enumerate(rules):
+        where = draft.where(["resources", index] if isinstance(parsed.resources, list) else ["resources"])
+        _match(rule, where, tasks, methods)
+        requests.append((rule, where.path))
+    return requests

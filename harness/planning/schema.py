@@ -1,0 +1,191 @@
+"""The fields of a grid file and their types."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+)
+from pydantic_core import ErrorDetails
+
+from harness.options import nearest
+from harness.planning.errors import GridError, listed, short
+from harness.planning.reading import Draft
+
+TRIALS = 1_000_000
+"""Trials that a grid may expand to."""
+
+NAME = "lower-case letters, digits, '.', '_' and '-', a letter or digit first, at most 100 characters"
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _name(name: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,99}", name):
+        raise ValueError(f"found {short(name)}, allowed: {NAME}")
+    return name
+
+
+def _seconds(value: Any) -> Any:
+    if isinstance(value, str):
+        match = re.fullmatch(r"(\d+(?:\.\d+)?) *([smhd])", value)
+        if not match:
+            raise ValueError(f"found {value!r}, allowed: seconds, or a text such as 90s, 20m or 2h")
+        return float(match[1]) * _SECONDS[match[2]]
+    return value
+
+
+def _bytes(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(f"found {short(value)}, allowed: bytes, or a text such as 500MB or 2GiB")
+    return value
+
+
+def _whole_gpus(value: float) -> float:
+    if value > 1 and value != int(value):
+        raise ValueError(f"found {value}, allowed: a fraction of one GPU, or a whole number")
+    return value
+
+
+def _shape(value: Any) -> str:
+    names = {str: "text", int: "number", list: "list", dict: "mapping"}
+    return names.get(type(value), "other")
+
+
+Entry = Annotated[
+    Annotated[str, Tag("text")] | Annotated[dict[str, Any], Field(min_length=1, max_length=1), Tag("mapping")],
+    Discriminator(_shape),
+]
+"""`name`, or `name: {option: value}`."""
+
+Count = Annotated[int, Field(ge=1, le=TRIALS)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seeds = Annotated[
+    Annotated[Count, Tag("number")]
+    | Annotated[list[Seed], Field(min_length=1, max_length=TRIALS), Tag("list")]
+    | Annotated[dict[str, Count], Field(min_length=1), Tag("mapping")],
+    Discriminator(_shape),
+]
+
+
+class Model(BaseModel):
+    """Unknown fields are errors, and a text is never taken for a number."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class RecipeRule(Model):
+    """Recipe fields of the tasks and methods that two globs match."""
+
+    task: str = "*"
+    method: str = "*"
+    set: Annotated[dict[str, Any], Field(min_length=1)]
+
+
+class ResourceRule(Model):
+    """Resources of the tasks and methods that two globs match."""
+
+    task: str = "*"
+    method: str = "*"
+    cpus: Annotated[float, Field(gt=0, le=4096)] | None = None
+    gpus: Annotated[float, Field(ge=0, le=1024), AfterValidator(_whole_gpus)] | None = None
+    memory: Annotated[ByteSize, Field(ge=2**20, strict=False), BeforeValidator(_bytes)] | None = None
+    time: Annotated[float, Field(gt=0), BeforeValidator(_seconds)] | None = None
+
+
+ResourceRules = Annotated[
+    Annotated[ResourceRule, Tag("mapping")] | Annotated[list[ResourceRule], Tag("list")], Discriminator(_shape)
+]
+
+
+class GridFile(Model):
+    """A grid as it is written."""
+
+    name: Annotated[str, AfterValidator(_name)]
+    tasks: Annotated[list[Entry], Field(min_length=1)]
+    methods: Annotated[list[Entry], Field(min_length=1)]
+    seeds: Seeds
+    recipes: list[RecipeRule] = []
+    probes: list[Entry] = []
+    resources: ResourceRules = []
+    stacked: Literal[False] = False
+    ranks: Literal[1] = 1
+    tuning: None = None
+    screening: None = None
+    claims: None = None
+    start: None = None
+
+
+LATER = {
+    "stacked": "seeds of a cell trained together",
+    "ranks": "a trial on several ranks",
+    "tuning": "tuning on validation",
+    "screening": "early-stopping rules",
+    "claims": "statements that the grid decides",
+    "start": "trials that go on from a checkpoint",
+}
+"""Fields of the schema that cannot be used yet, and what they are for."""
+
+_ALLOWED = {
+    "int_type": "an integer",
+    "float_type": "a number",
+    "string_type": "a text",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "byte_size": "bytes, or a text such as 500MB or 2GiB",
+    "byte_size_unit": "bytes, or a text such as 500MB or 2GiB",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "literal_error": "{expected}",
+    "too_short": "at least {min_length}",
+    "too_long": "at most {max_length}",
+    "union_tag_invalid": "one of the forms {expected_tags}",
+}
+_TAGS = frozenset({"text", "number", "list", "mapping"})
+
+
+def validate(draft: Draft) -> GridFile:
+    """The grid of a draft, every field of its type.
+
+    Raises:
+        GridError: for the first field that is not.
+    """
+    try:
+        return GridFile.model_validate(draft.content)
+    except ValidationError as error:
+        # A misspelt field is also a missing one: the first says more.
+        raise _translate(min(error.errors(), key=lambda e: e["type"] != "extra_forbidden"), draft) from None
+
+
+def _translate(problem: ErrorDetails, draft: Draft) -> GridError:
+    path, kind = [key for key in problem["loc"] if key not in _TAGS], problem["type"]
+    where, context = draft.where(path), problem.get("ctx", {})
+    if path[0] in LATER and len(path) == 1:
+        return where.error(f"not yet: {LATER[str(path[0])]}")
+    if kind == "extra_forbidden":
+        fields = _fields(path)
+        return where.error(f"found an unknown field, allowed: {listed(fields)}{nearest(path[-1], fields)}")
+    if kind == "missing":
+        return where.error("found nothing, allowed: a value, this field must be given")
+    if kind == "value_error":
+        return where.error(str(context["error"]))
+    return where.found(problem["input"], _ALLOWED[kind].format(**context) if kind in _ALLOWED else problem["msg"])
+
+
+def _fields(path: list[int | str]) -> list[str]:
+    """The fields of the model that the last part of the path lies in."""
+    inner: dict[int | str, type[Model]] = {"recipes": RecipeRule, "resources": ResourceRule}
+    return list((inner[path[0]] if len(path) > 1 else GridFile).model_fields)

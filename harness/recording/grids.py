@@ -1,0 +1,155 @@
+"""What a grid leaves in the results folder: each submission's file, plan and environment.
+
+    results/grids/<grid>/submissions/<number>/submission.json   who ran it, when, with which command
+    results/grids/<grid>/submissions/<number>/grid.yaml         the grid file as it was written
+    results/grids/<grid>/submissions/<number>/plan.json         the trials and the cells left out
+    results/grids/<grid>/submissions/<number>/environment.json  versions, commit, hardware
+
+Whoever shows a grid needs this folder and the records of its trials, and nothing else: no registry, no plugin, no torch.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+
+from harness.recording.records import RecordsError, Results, write_atomically
+
+
+@dataclass(frozen=True)
+class SubmittedTrial:
+    """A trial of a grid, and how the grid calls it."""
+
+    hash: str
+    spec: dict[str, Any]
+    """The trial's content, as in its `trial.json`."""
+    task_label: str
+    method_label: str
+    cell: str
+    """What its seeds share: `digits/mlp · adamw · lr=0.001`."""
+    seed: str
+    code: str
+    """The code digest that the plan asks for."""
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Self:
+        """A trial from its mapping; what a later version added is left aside."""
+        return cls(**{field.name: content[field.name] for field in fields(cls)})
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One submission of a grid: a folder that is written once, but for its end."""
+
+    folder: Path
+
+    @property
+    def number(self) -> int:
+        """Submissions of a grid count from 1."""
+        return int(self.folder.name)
+
+    def read(self, name: str) -> Any:
+        """The content of one of its JSON files.
+
+        Raises:
+            RecordsError: if it cannot be read.
+        """
+        try:
+            return json.loads((self.folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RecordsError(f"{self.folder / name}: not readable ({error})") from error
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """Command, user, host, process, when it started; once it has ended, when and how."""
+        content: dict[str, Any] = self.read("submission.json")
+        return content
+
+    def trials(self) -> list[SubmittedTrial]:
+        """The trials of the plan, in its order."""
+        return [SubmittedTrial.of(content) for content in self.read("plan.json")["trials"]]
+
+    def left_out(self) -> list[dict[str, Any]]:
+        """The cells left out of the plan, each with its reason."""
+        cells: list[dict[str, Any]] = self.read("plan.json")["left_out"]
+        return cells
+
+    def close(self, status: str) -> None:
+        """Notes when and how the submission ended."""
+        content = self.about | {"ended": time.time(), "status": status}
+        write_atomically(self.folder / "submission.json", json.dumps(content, indent=1))
+
+
+def open_submission(
+    results: Results,
+    name: str,
+    *,
+    grid_text: str,
+    trials: Sequence[Mapping[str, Any]],
+    left_out: Sequence[Mapping[str, Any]],
+    environment: Mapping[str, Any],
+) -> Submission:
+    """Notes that a grid is being run: called before its first trial starts.
+
+    Args:
+        name: the grid's name.
+        trials: all trials of the plan, each with the fields of `SubmittedTrial`.
+        left_out: the cells left out, each with its reason.
+    """
+    known = submissions(results, name)
+    number = known[-1].number + 1 if known else 1
+    submission = Submission(results.grid(name) / "submissions" / f"{number:04d}")
+    plan = {"trials": [dict(trial) for trial in trials], "left_out": [dict(cell) for cell in left_out]}
+    write_atomically(submission.folder / "grid.yaml", grid_text)
+    write_atomically(submission.folder / "plan.json", json.dumps(plan))
+    write_atomically(submission.folder / "environment.json", json.dumps(dict(environment), indent=1))
+    about = {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "user": _user(),
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "started": time.time(),
+    }
+    write_atomically(submission.folder / "submission.json", json.dumps(about, indent=1))
+    return submission
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container may run under a number without a name
+        return str(os.getuid())
+
+
+def submissions(results: Results, name: str) -> list[Submission]:
+    """The submissions of a grid, in order: those whose folder is complete."""
+    folder = results.grid(name) / "submissions"
+    if not folder.is_dir():
+        return []
+    numbered = sorted((child for child in folder.iterdir() if child.name.isdigit()), key=lambda child: int(child.name))
+    return [Submission(child) for child in numbered if (child / "submission.json").exists()]
+
+
+def held(folder: Path) -> bool:
+    """Whether a process holds the lock of this folder: a driver that of its grid, a worker that of its trial."""
+    if not (folder / "lock").exists():
+        return False
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False

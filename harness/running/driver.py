@@ -1,0 +1,198 @@
+"""Runs a plan: what is not done goes to the scheduler, stage by stage, with the one writer to MLflow beside it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from harness.planning.plan import Plan, PlannedTrial
+from harness.planning.survey import survey
+from harness.recording.environment import environment
+from harness.recording.grids import open_submission
+from harness.recording.records import Locked, RecordsError, Result, Results, Status, end_without_result, hold
+from harness.running.progress import Progress, cells
+from harness.running.scheduling import Outcome, check_feasible, cluster, run_units
+from harness.running.units import Request, Unit, UnitTrial
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run a plan."""
+
+    plugins: Sequence[Path] = ()
+    tracking: str | None = None
+    address: str | None = None
+    cpus: int | None = None
+    keep_stale: bool = False
+    commit_every: float = 15.0
+
+
+class Infrastructure(RuntimeError):
+    """What the grid runs on fails: exit status 3."""
+
+
+@dataclass
+class Run:
+    """One run of a plan."""
+
+    plan: Plan
+    results: Results
+    options: Options
+    console: Console
+    outcome: Outcome = field(default_factory=Outcome)
+
+    def execute(self, waiting: Sequence[PlannedTrial]) -> None:
+        """Runs trials to their ends.
+
+        Raises:
+            Infeasible: if a request fits on no node; nothing has started.
+            Infrastructure: if another driver runs this grid, or the results folder can no longer be written.
+        """
+        folder = self.results.grid(self.plan.name)
+        try:
+            lock = hold(folder, 1.0)
+        except Locked as error:
+            raise Infrastructure(
+                f"grid {self.plan.name} is being run by another driver on {self.results.folder}"
+            ) from error
+        except RecordsError as error:
+            raise Infrastructure(str(error)) from error
+        try:
+            self._locked(waiting)
+        finally:
+            lock.release()
+
+    def _locked(self, waiting: Sequence[PlannedTrial]) -> None:
+        self.console.print(f"{len(waiting)} of {len(self.plan.trials)} trials to run; starting Ray …", highlight=False)
+        with cluster(self.options.address, self.options.cpus) as ray:
+            check_feasible([request_of(trial) for trial in waiting], ray.nodes())
+            slots = int(sum(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]))
+            submission = open_submission(
+                self.results,
+                self.plan.name,
+                grid_text=self.plan.grid_text,
+                trials=[submitted(trial) for trial in self.plan.trials],
+                left_out=[vars(left) for left in self.plan.left_out],
+                environment=environment(),
+            )
+            steps = [(trial.hash, trial.task_label, trial.method_label, length(trial.spec.recipe)) for trial in waiting]
+            progress = Progress(self.console, cells(steps), len(self.plan.trials) - len(waiting), slots)
+            status = "interrupted"
+            try:
+                with self._writer(), progress:
+                    self._stages(waiting, progress)
+                status = "interrupted" if self.outcome.interrupted else "finished"
+            finally:
+                submission.close(status)
+        if reason := self.outcome.unwritable():
+            raise Infrastructure(f"{reason}; a rerun goes on once that is mended")
+
+    def _stages(self, waiting: Sequence[PlannedTrial], progress: Progress) -> None:
+        hashes = {trial.hash for trial in waiting}
+        for stage in self.plan.stages:
+            units = []
+            for trial in stage:
+                if trial.hash not in hashes:
+                    continue
+                values, missing = self._values(trial)
+                if missing:
+                    self._end(trial, Status.BLOCKED, missing)
+                    progress.ended(trial.hash, Status.BLOCKED)
+                else:
+                    units.append(unit_of(trial, values))
+            if units:
+                settings = {
+                    "results": str(self.results.folder),
+                    "plugins": [str(plugin) for plugin in self.options.plugins],
+                    "commit_every": self.options.commit_every,
+                    "report_every": 1.0,
+                }
+                self._take(run_units(units, settings, progress))
+            if self.outcome.interrupted or self.outcome.unwritable():
+                return
+
+    def _take(self, outcome: Outcome) -> None:
+        planned = {trial.hash: trial for trial in self.plan.trials}
+        self.outcome.ended |= outcome.ended
+        self.outcome.interrupted |= outcome.interrupted
+        ends = ((outcome.lost, Status.LOST), (outcome.out_of_memory, Status.OUT_OF_MEMORY))
+        for units, status in ends:
+            for trial in (trial for unit in units for trial in unit.trials if trial.hash not in outcome.ended):
+                self._end(planned[trial.hash], status, "its worker was ended several times")
+
+    def _values(self, trial: PlannedTrial) -> tuple[dict[str, Any], str]:
+        """What a trial takes from others, or why it cannot have it."""
+        values = {}
+        for requirement in trial.spec.requires:
+            result = self.results.trial(requirement.hash).result()
+            if result is None or requirement.metric not in result.metrics:
+                ended = "has not run" if result is None else f"{result.status} without it"
+                return {}, f"needs {requirement.metric} of trial {requirement.hash}, which {ended}"
+            values[requirement.path] = result.metrics[requirement.metric]
+        return values, ""
+
+    def _end(self, trial: PlannedTrial, status: Status, reason: str) -> None:
+        now = time.time()
+        result = Result(trial.hash, status, trial.code, started=now, ended=now, reason=reason)
+        end_without_result(self.results.folder, result, trial.spec.to_json())
+
+    @contextmanager
+    def _writer(self) -> Iterator[None]:
+        """The one writer to MLflow, beside this process: it ends after a last pass once its input closes."""
+        command = [sys.executable, "-m", "harness.recording.writer"]
+        command += ["--results", str(self.results.folder), "--grid", self.plan.name]
+        command += ["--tracking", self.options.tracking] if self.options.tracking else []
+        writer = subprocess.Popen(command, stdin=subprocess.PIPE)
+        try:
+            yield
+        finally:
+            assert writer.stdin is not None
+            writer.stdin.close()
+            writer.wait()
+
+
+def request_of(trial: PlannedTrial) -> Request:
+    """The resources of a trial's unit."""
+    resources = trial.resources
+    return Request(resources.cpus, resources.gpus, resources.memory, resources.time)
+
+
+def unit_of(trial: PlannedTrial, values: dict[str, Any]) -> Unit:
+    """A unit of one trial."""
+    return Unit([UnitTrial(trial.hash, trial.spec.to_json(), trial.code, values)], request_of(trial))
+
+
+def submitted(trial: PlannedTrial) -> dict[str, Any]:
+    """A trial as the writer to MLflow needs it."""
+    return {
+        "hash": trial.hash,
+        "spec": json.loads(trial.spec.to_json()),
+        "task_label": trial.task_label,
+        "method_label": trial.method_label,
+        "cell": trial.cell,
+        "seed": trial.spec.seed_label,
+        "code": trial.code,
+    }
+
+
+def length(recipe: dict[str, Any]) -> int:
+    """Steps of a trial, or rounds of a federated one."""
+    return int(recipe.get("rounds") or recipe.get("steps") or 1)
+
+
+def run_plan(plan: Plan, results: Results, options: Options, console: Console) -> Outcome:
+    """Runs what is not done of a plan; with nothing to do it starts nothing and writes nothing."""
+    run = Run(plan, results, options, console)
+    waiting = survey(plan, results, keep_stale=options.keep_stale).to_run
+    if waiting:
+        run.execute(waiting)
+    return run.outcome

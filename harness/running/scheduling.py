@@ -1,0 +1,229 @@
+"""Units on Ray Tune: a loop of Tuners, each of which may end at any time without losing anything."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from harness.running.units import Request, Unit
+
+TUNER_UNITS = 2000
+"""Units of one Tuner: its snapshots and its memory grow with them."""
+
+ENDS_TO_SUSPECT = 3
+"""A unit that was running at this many unexpected ends of a Tuner runs alone, and then counts as out of memory."""
+
+SETTINGS = {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "300",
+    "TUNE_MAX_PENDING_TRIALS_PG": "64",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "0",
+}
+"""Ray reads these when it is imported or when a Tuner starts."""
+
+
+class Infeasible(ValueError):
+    """A request that no node can ever meet: Tune would wait for ever."""
+
+
+class Listener(Protocol):
+    """Hears of units while they run."""
+
+    def started(self, unit: Unit) -> None:
+        """A unit has a worker."""
+
+    def moved(self, hash: str, step: int) -> None:
+        """A trial is at a step."""
+
+    def ended(self, hash: str, outcome: str) -> None:
+        """A trial has ended: a status, or `interrupted`, `locked`, `unwritable: …`."""
+
+    def tick(self) -> None:
+        """Some time has passed."""
+
+
+@dataclass
+class Outcome:
+    """What became of units: outcomes by hash, and the units that were given up."""
+
+    ended: dict[str, str] = field(default_factory=dict)
+    lost: list[Unit] = field(default_factory=list)
+    out_of_memory: list[Unit] = field(default_factory=list)
+    interrupted: bool = False
+
+    def unwritable(self) -> str | None:
+        """Why the results folder can no longer be written, if so."""
+        return next((outcome for outcome in self.ended.values() if outcome.startswith("unwritable")), None)
+
+
+@contextmanager
+def cluster(address: str | None, cpus: int | None = None) -> Iterator[Any]:
+    """Ray, started here on this machine alone or joined at `address`; always in token mode.
+
+    A local cluster gets a token of its own, which nothing else knows and which ends with it.
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    os.environ["RAY_AUTH_MODE"] = "token"
+    if address is None:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    import ray
+
+    options: dict[str, Any] = {"address": address} if address else {"num_cpus": cpus, "object_store_memory": 128 << 20}
+    ray.init(**options, include_dashboard=None if address else False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def check_feasible(requests: Sequence[Request], nodes: Sequence[dict[str, Any]]) -> None:
+    """Refuses a request that fits on no node.
+
+    Args:
+        requests: what units ask for.
+        nodes: as `ray.nodes()` gives them.
+
+    Raises:
+        Infeasible: naming the request and the largest node.
+    """
+    resources = [node["Resources"] for node in nodes if node.get("Alive", True)]
+    for request in dict.fromkeys(requests):
+        needs = {"CPU": request.cpus, "GPU": request.gpus, "memory": float(request.memory or 0)}
+        for name, amount in needs.items():
+            largest = max((float(node.get(name, 0)) for node in resources), default=0.0)
+            if amount > largest:
+                label = {"CPU": "cpus", "GPU": "gpus", "memory": "memory"}[name]
+                raise Infeasible(
+                    f"resources.{label}: found {amount:g}, allowed: at most {largest:g}, the largest node's"
+                )
+
+
+def queue(units: Sequence[Unit]) -> list[Unit]:
+    """Units class by class, the largest requests first, so that workers are reused and large units do not starve."""
+    return sorted(units, key=lambda unit: (-unit.request.gpus, -unit.request.cpus, -(unit.request.memory or 0)))
+
+
+def run_units(units: Sequence[Unit], settings: dict[str, Any], listener: Listener) -> Outcome:
+    """Runs units to their ends on the cluster that this process is connected to.
+
+    Args:
+        units: what is to run; records say what becomes of it.
+        settings: what `Worker` takes: `results`, `plugins`, `commit_every`, `report_every`.
+        listener: hears of progress.
+    """
+    outcome, suspects = Outcome(), Counter[str]()
+    waiting = queue(units)
+    attempt = 0
+    while waiting and not outcome.interrupted and not outcome.unwritable():
+        alone = [unit for unit in waiting if suspects[unit.name] >= ENDS_TO_SUSPECT]
+        batch = alone[:1] or waiting[:TUNER_UNITS]
+        attempt += 1
+        watch = _Watch(batch, listener, outcome)
+        crashed = _fit(batch, settings, watch, attempt)
+        settled = watch.settled()
+        if crashed:
+            suspects.update(unit.name for unit in watch.running())
+            if alone and batch[0].name not in settled:
+                outcome.out_of_memory.append(batch[0])
+                settled.add(batch[0].name)
+        elif len(settled) < len(batch):
+            outcome.interrupted = True
+        waiting = [unit for unit in waiting if unit.name not in settled]
+    return outcome
+
+
+class _Watch:
+    """Keeps book of one Tuner's units, from what its callback hears."""
+
+    def __init__(self, units: Sequence[Unit], listener: Listener, outcome: Outcome) -> None:
+        self.units = {unit.name: unit for unit in units}
+        self.listener, self.outcome = listener, outcome
+        self._started: set[str] = set()
+        self._given_up: set[str] = set()
+
+    def start(self, name: str) -> None:
+        self._started.add(name)
+        self.listener.started(self.units[name])
+
+    def report(self, result: dict[str, Any]) -> None:
+        if result["running"]:
+            self.listener.moved(result["running"], result["at"])
+        for hash, ended in result["ended"].items():
+            if hash not in self.outcome.ended:
+                self.outcome.ended[hash] = ended
+                self.listener.ended(hash, ended)
+
+    def give_up(self, name: str) -> None:
+        self._given_up.add(name)
+        self.outcome.lost.append(self.units[name])
+
+    def settled(self) -> set[str]:
+        done = {
+            name
+            for name, unit in self.units.items()
+            if all(self.outcome.ended.get(trial.hash, "interrupted") != "interrupted" for trial in unit.trials)
+        }
+        return done | self._given_up
+
+    def running(self) -> list[Unit]:
+        settled = self.settled()
+        return [self.units[name] for name in self._started if name not in settled]
+
+
+def _fit(units: Sequence[Unit], settings: dict[str, Any], watch: _Watch, attempt: int) -> bool:
+    """One Tuner over units. Returns whether it ended unexpectedly: a memory kill by Ray ends `fit` with an exception."""
+    from ray import tune
+    from ray.tune.error import TuneError
+
+    from harness.running.search import ListSearch, bundles
+    from harness.running.worker import Worker
+
+    class Hear(tune.Callback):
+        def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            watch.start(trial.trial_id)
+
+        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
+            watch.report(result)
+
+        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            watch.give_up(trial.trial_id)
+
+        def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
+            watch.listener.tick()
+
+    placements = {request: bundles(request) for request in {unit.request for unit in units}}
+    listed = [(unit, placements[unit.request]) for unit in units]
+    table = {unit.name: unit.to_json() for unit in units}
+    storage = Path(tempfile.mkdtemp(prefix="tune-", dir=settings["results"]))
+    try:
+        tune.Tuner(
+            tune.with_parameters(Worker, table=table, settings=settings),
+            tune_config=tune.TuneConfig(
+                search_alg=ListSearch(listed, attempt), reuse_actors=True, metric=None, mode=None
+            ),
+            run_config=tune.RunConfig(
+                name=f"tuner-{int(time.time())}-{attempt}", storage_path=str(storage), verbose=0, callbacks=[Hear()]
+            ),
+        ).fit()
+    except (RuntimeError, TuneError):
+        return True
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
+    return False

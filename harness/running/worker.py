@@ -1,0 +1,92 @@
+"""The Tune trainable: a small class that is reused and runs each unit in children of its warm process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from harness.running.children import WarmHandle
+from harness.running.units import Unit
+
+
+class UnitLost(RuntimeError):
+    """A trial was ended from outside: Tune takes the unit up again, from its last commit."""
+
+
+class Worker(tune.Trainable):
+    """Runs units one after another; `step` returns about once a second, so that Tune can stop a unit.
+
+    `setup` takes `table`, the units as text by name, and `settings`: `results`, `plugins`, `commit_every`, `report_every`.
+    """
+
+    def setup(  # type: ignore[override]  # Tune hands over what `with_parameters` was given
+        self, config: dict[str, Any], table: dict[str, str], settings: dict[str, Any]
+    ) -> None:
+        self._table, self._settings = table, settings
+        self._warm: WarmHandle | None = None
+        self._begin(config["unit"])
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        if self._running is not None:  # a scheduler stopped the unit: its trial commits and ends with the process
+            self.cleanup()
+            self._warm = None
+        self._begin(new_config["unit"])
+        return True
+
+    def _begin(self, name: str) -> None:
+        self._unit = Unit.from_json(self._table[name])
+        self._waiting = list(self._unit.trials)
+        self._running: str | None = None
+        self._ended: dict[str, str] = {}
+
+    def _handle(self) -> WarmHandle:
+        """The warm process, started anew where it is missing or was made for other resources."""
+        if self._warm is not None and self._warm.request != self._unit.request:
+            self._warm.stop()
+            self._warm = None
+        if self._warm is None:
+            self._warm = WarmHandle(
+                Path(self._settings["results"]),
+                [Path(plugin) for plugin in self._settings["plugins"]],
+                self._unit.request,
+                self._settings["commit_every"],
+            )
+        return self._warm
+
+    def step(self) -> dict[str, Any]:
+        """Goes on with the unit until something is to be told.
+
+        Raises:
+            UnitLost: if a trial's process was ended from outside.
+        """
+        warm = self._handle()
+        if self._running is None and self._waiting:
+            trial = self._waiting.pop(0)
+            self._running = trial.hash
+            warm.start(trial)
+        step = 0
+        for event in warm.events(self._settings["report_every"]):
+            if event["event"] == "progress":
+                step = event["step"]
+            elif event["event"] == "ended":
+                self._end(event)
+        done = self._running is None and not self._waiting
+        return {"done": done, "unit": self._unit.name, "running": self._running or "", "at": step, "ended": self._ended}
+
+    def _end(self, event: dict[str, Any]) -> None:
+        if event["status"] == "lost":
+            raise UnitLost(f"trial {event['hash']}: {event['reason']}")
+        self._ended[event["hash"]] = event["status"] or event["reason"]
+        self._running = None
+
+    def cleanup(self) -> None:
+        if self._warm is not None:
+            self._warm.stop()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: checkpoints are the harness's own."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: checkpoints are the harness's own."""

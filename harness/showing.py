@@ -1,0 +1,144 @@
+"""What the command line prints: tables of the registries, of a plan, and the end of a run."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from harness.judging import leaderboard
+from harness.options import Schema
+from harness.planning.plan import Plan
+from harness.planning.survey import estimate, explain, survey
+from harness.recording.records import Results
+from harness.registry import Item
+from harness.running.progress import duration
+
+
+def items(kind: str, listed: Sequence[Item]) -> Table:
+    """One kind of registered classes."""
+    table = Table(title=f"{kind}s", title_justify="left", box=None, pad_edge=False, title_style="bold")
+    table.add_column("name", no_wrap=True)
+    table.add_column("what it is")
+    for item in listed:
+        table.add_row(item.name, item.summary)
+    return table
+
+
+def card(item: Item) -> RenderableType:
+    """All that is known of one class."""
+    lines: list[RenderableType] = [Text(f"{item.kind} {item.name}", style="bold"), Text(item.summary)]
+    facts = {
+        "offers": ", ".join(item.offers),
+        "needs": ", ".join(item.needs),
+        "owns": ", ".join(item.owns),
+        "metric": f"{item.metric} ({item.direction})" if item.metric else "",
+        "source": item.source,
+        "from": item.origin,
+    }
+    lines += [Text(f"  {name}: {value}") for name, value in facts.items() if value]
+    for title, schemas in (("options", item.options), ("recipe", item.recipe)):
+        if schemas:
+            lines.append(Padding(_schemas(title, schemas), (1, 0, 0, 2)))
+    return Group(*lines)
+
+
+def _schemas(title: str, schemas: dict[str, Schema]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in (title, "type", "default"):
+        table.add_column(name)
+    for name, schema in schemas.items():
+        table.add_row(name, _type(schema), str(schema.get("default")))
+    return table
+
+
+def _type(schema: Schema) -> str:
+    kind = schema["type"]
+    text = " | ".join(map(str, schema["allowed"])) if kind == "enum" else kind
+    if kind == "list":
+        text = f"list of {_type(schema['items'])}"
+    return f"{text} or none" if schema.get("optional") else text
+
+
+def overview(plan: Plan, results: Results, slots: int) -> Iterator[RenderableType]:
+    """A plan: its cells with their statuses, what is left out and why, and an estimate of the time."""
+    state = survey(plan, results)
+    cells: dict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
+    for trial in plan.trials:
+        resources = f"{trial.resources.cpus:g} CPU" + (
+            f", {trial.resources.gpus:g} GPU" if trial.resources.gpus else ""
+        )
+        cells[trial.task_label, trial.method_label, resources][state.statuses[trial.hash]] += 1
+    table = Table(title=f"{plan.name}: {len(plan.trials)} trials", title_justify="left", box=None, pad_edge=False)
+    for name in ("task", "method", "each", "trials"):
+        table.add_column(name)
+    for (task, method, resources), counts in cells.items():
+        table.add_row(task, method, resources, ", ".join(f"{count} {name}" for name, count in counts.items()))
+    yield table
+    if plan.left_out:
+        yield ""
+        left = Table(title="left out", title_justify="left", box=None, pad_edge=False)
+        for name in ("task", "method", "because"):
+            left.add_column(name)
+        for cell in plan.left_out:
+            left.add_row(cell.task, cell.method, cell.reason)
+        yield left
+    yield from plan.notes
+    yield ""
+    if len(plan.stages) > 1:
+        yield f"{len(plan.stages)} stages: trials of a later one take values from an earlier one."
+    seconds = estimate(plan, state, results, slots)
+    if state.to_run:
+        known = "unknown until some trials are done" if seconds is None else f"about {duration(seconds)}"
+        yield f"{len(state.to_run)} trials to run on {slots} CPUs, time: {known}"
+    else:
+        yield "Everything is done."
+
+
+def explanation(plan: Plan, prefix: str) -> Table:
+    """Where each value of one trial comes from."""
+    table = Table(title_justify="left", box=None, pad_edge=False)
+    for name in ("field", "value", "from"):
+        table.add_column(name)
+    for field, value, origin in explain(plan, prefix):
+        table.add_row(field, str(value), origin)
+    return table
+
+
+def conclusion(out: Console, plan: Plan, results: Results, grid: Path, folder: Path) -> int:
+    """The leaderboard, what went wrong, and where to look next; returns the exit status."""
+    found = results.results(trial.hash for trial in plan.trials)
+    for task, rows in leaderboard.rank(entries(plan), found).items():
+        out.print(leaderboard.table(task, rows))
+        out.print()
+    bad = [(trial, found.get(trial.hash)) for trial in plan.trials]
+    trouble = [(trial, result) for trial, result in bad if result is None or not result.status.good]
+    for trial, result in trouble[:10]:
+        ended = f"{result.status}: {result.reason}" if result else "has no result"
+        out.print(f"{trial.cell}, seed {trial.spec.seed_label} ({trial.hash}) {ended}")
+    if len(trouble) > 10:
+        out.print(f"… and {len(trouble) - 10} more: harness plan {grid}")
+    option = "" if folder == Path("results") else f" --results {folder}"
+    out.print(f"Browse every run:  harness ui{option}")
+    out.print(f"See the plan:      harness plan {grid}{option}")
+    return 1 if trouble else 0
+
+
+def entries(plan: Plan) -> list[leaderboard.Entry]:
+    """The plan's trials as the leaderboard sees them."""
+    return [
+        leaderboard.Entry(trial.hash, trial.task_label, trial.method_label, *metric_of(plan, trial.spec.task))
+        for trial in plan.trials
+    ]
+
+
+def metric_of(plan: Plan, task: str) -> tuple[str, Any]:
+    """The metric of a task and its direction, as the plan holds them."""
+    metric, direction = plan.metrics[task]
+    return metric, direction

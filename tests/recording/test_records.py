@@ -1,0 +1,164 @@
+"""The results folder: commits, attempts, locks, and what counts after an interruption."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.recording.records import (
+    Attempt,
+    Locked,
+    RecordsError,
+    Result,
+    Results,
+    Status,
+    TrialRecords,
+    end_without_result,
+    finite,
+    write_atomically,
+)
+
+
+def result(status: Status = Status.FINISHED, **fields: object) -> Result:
+    return Result("abc", status, "code", metrics={"test/accuracy": 0.5}, **fields)  # type: ignore[arg-type]
+
+
+def attempt(results: Path, code: str = "code", wait: float = 0.1) -> Attempt:
+    return Attempt(results, "abc", "{}", code, wait=wait)
+
+
+def steps(results: Path) -> list[int]:
+    return [record["step"] for record in TrialRecords(results, "abc").records()]
+
+
+def test_only_a_commit_counts(results: Path) -> None:
+    with attempt(results) as first:
+        first.record({"step": 1})
+        first.commit(1, b"checkpoint one")
+        first.record({"step": 2})
+        assert steps(results) == [1]
+    assert TrialRecords(results, "abc").result() is None
+
+
+def test_a_later_attempt_goes_on_from_the_commit(results: Path) -> None:
+    with attempt(results) as first:
+        first.record({"step": 1})
+        first.commit(1, b"one", b"best one")
+        first.record({"step": 2})
+    with attempt(results) as second:
+        assert second.state.attempt == 2
+        checkpoint = second.path(second.state.checkpoint)
+        assert checkpoint is not None
+        assert checkpoint.read_bytes() == b"one"
+        second.record({"step": 2})
+        second.commit(2, b"two")
+        second.record({"step": 3})
+        second.finish(result(steps=3))
+    assert steps(results) == [1, 2, 3]
+    assert TrialRecords(results, "abc").result() == result(steps=3)
+    assert not list((results / "trials" / "abc").rglob("*.pt")), "checkpoints go once the result stands"
+
+
+def test_other_code_starts_anew(results: Path) -> None:
+    with attempt(results) as first:
+        first.record({"step": 1})
+        first.commit(1, b"one")
+    with attempt(results, code="other") as second:
+        assert second.state.checkpoint is None
+        second.record({"step": 1})
+        second.commit(1)
+    assert steps(results) == [1]
+
+
+def test_a_result_holds_no_value_that_is_not_finite() -> None:
+    assert finite({"a": 1.0, "b": float("nan"), "c": float("inf")}) == {"a": 1.0}
+
+
+def test_a_record_refuses_nan(results: Path) -> None:
+    with attempt(results) as one, pytest.raises(ValueError, match="Out of range"):
+        one.record({"step": 1, "metrics": {"loss": float("nan")}})
+
+
+def _hold(results: str, ready: object) -> None:
+    with attempt(Path(results)) as one:
+        one.record({"step": 1})
+        one.commit(1)
+        ready.set()  # type: ignore[attr-defined]
+        time.sleep(60)
+
+
+def test_one_process_writes_a_trial(results: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    holder = context.Process(target=_hold, args=(str(results), ready))
+    holder.start()
+    assert ready.wait(10)
+    with pytest.raises(Locked, match=f"process {holder.pid}"), attempt(results):
+        pass
+    assert holder.pid is not None
+    os.kill(holder.pid, signal.SIGKILL)
+    with attempt(results, wait=5) as next_one:
+        assert next_one.state.attempt == 2
+        assert next_one.state.step == 1
+    holder.join()
+
+
+def test_an_older_attempt_that_wakes_up_writes_nothing(results: Path) -> None:
+    with attempt(results) as old:
+        old.record({"step": 1})
+        old.commit(1)
+        old._lock.release()  # as after a network split: the lock is gone, the process is not
+        with attempt(results) as new:
+            new.record({"step": 2})
+            new.finish(result(steps=2))
+        old.record({"step": 99})
+        with pytest.raises(Locked, match="a later attempt"):
+            old.finish(result(steps=99))
+    assert steps(results) == [1, 2]
+    assert TrialRecords(results, "abc").result() == result(steps=2)
+
+
+def test_a_process_that_left_nothing_gets_its_status(results: Path) -> None:
+    with attempt(results) as one:
+        one.record({"step": 5})
+        one.commit(5, b"five")
+    lost = result(Status.LOST, reason="its process was ended by SIGKILL")
+    assert end_without_result(results, lost, "{}") == lost
+    assert TrialRecords(results, "abc").result() == lost
+    with attempt(results) as again:
+        assert again.state.step == 5
+    assert TrialRecords(results, "abc").result() is None, "a trial that runs again has no result"
+
+
+def test_a_result_that_is_there_is_kept(results: Path) -> None:
+    with attempt(results) as one:
+        one.finish(result())
+    assert end_without_result(results, result(Status.LOST), "{}") == result()
+
+
+def test_what_cannot_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecordsError, match="cannot be written"):
+        write_atomically(tmp_path / "file" / "below", "x")
+
+
+def test_what_cannot_be_read_says_so(results: Path) -> None:
+    write_atomically(results / "trials" / "abc" / "result.json", "{")
+    with pytest.raises(RecordsError, match=r"result\.json: not readable"):
+        TrialRecords(results, "abc").result()
+
+
+def test_object_stores_are_refused() -> None:
+    with pytest.raises(RecordsError, match="--results: found s3://bucket"):
+        Results("s3://bucket")
+
+
+@pytest.mark.parametrize("status", Status)
+def test_statuses_are_one_table(status: Status) -> None:
+    assert status.done == (status.value in {"finished", "diverged", "screened", "failed"})
+    assert json.loads(json.dumps(dataclasses.asdict(result(status))))["status"] == status.value

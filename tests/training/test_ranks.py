@@ -1,0 +1,45 @@
+"""Two gloo ranks run digits/mlp through the contract and stay together."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as distributed
+import torch.multiprocessing as processes
+
+from harness.conformance import run_short, short_spec
+from harness.identity import Part, TrialSpec
+from harness.recording.records import Attempt
+from harness.registry import Registry
+from harness.training import loop
+from harness.training.ranks import DistributedRanks
+from harness.training.trial import set_up, settings
+
+
+def rank(index: int, world: int, folder: str, spec_json: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=index, world_size=world)
+    spec = TrialSpec.from_json(spec_json)
+    with settings(spec), Attempt(Path(folder) / str(index), spec.hash, spec_json, "test") as attempt:
+        training = set_up(spec, Registry(), attempt, DistributedRanks())
+        loop.train(training)
+        assert torch.equal(training.state.reduce(torch.tensor(float(index))), torch.tensor((world - 1) / 2))
+    torch.save(training.state.model.state_dict(), f"{folder}/weights-{index}.pt")
+    distributed.destroy_process_group()
+
+
+def test_two_ranks_follow_one(registry: Registry, tmp_path: Path) -> None:
+    spec = short_spec(registry, "digits/mlp", [Part("adamw")], precision="float64")
+    alone = run_short(registry, spec).weights
+    processes.spawn(rank, (2, str(tmp_path), spec.to_json()), nprocs=2)
+    first, second = (torch.load(tmp_path / f"weights-{index}.pt", weights_only=True) for index in (0, 1))
+    for name, expected in alone.items():
+        assert torch.equal(first[name], second[name]), "ranks have drifted apart"
+        torch.testing.assert_close(first[name], expected, rtol=1e-9, atol=1e-11)
+
+
+def test_a_batch_must_divide(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = DistributedRanks.__new__(DistributedRanks)
+    ranks.index, ranks.world = 0, 2
+    with pytest.raises(ValueError, match="found 3, must be a multiple of the 2 ranks"):
+        ranks.shard({"inputs": torch.zeros(3, 1)})
