@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ class TrialSpec:
 
     def to_json(self) -> str:
         """The canonical text: keys sorted, no spaces."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return json.dumps(vars(self), default=vars, sort_keys=True, separators=(",", ":"))
 
     @staticmethod
     def from_json(text: str) -> TrialSpec:

@@ -14,11 +14,12 @@ from rich.text import Text
 
 from harness.judging import leaderboard
 from harness.options import Schema
+from harness.planning.explaining import explain
 from harness.planning.plan import Plan
-from harness.planning.survey import estimate, explain, survey
+from harness.planning.survey import estimate, survey
 from harness.recording.records import Results
 from harness.registry import Item
-from harness.running.progress import duration
+from harness.seconds import duration
 
 
 def items(kind: str, listed: Sequence[Item]) -> Table:

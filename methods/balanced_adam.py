@@ -9,7 +9,7 @@ from harness import Method, Recipe, register_method
 
 @register_method("balanced_adam")
 class BalancedAdam(Method):
-    r"""Adam with :math:`\beta_1 = \beta_2 = \beta`.
+    r"""Adam with one memory for both moments, :math:`\beta_1 = \beta_2 = \beta`.
 
     The normalised update :math:`R_k = \hat m_k / \sqrt{\hat v_k}` is then invariant, to first order, to a change of the
     gradient's scale, and :math:`|R_k| \le 1` in every coordinate.

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.identity import Part, Requirement, TrialSpec, code_digest
@@ -15,7 +14,7 @@ from harness.planning.cells import Cell, lay_out
 from harness.planning.entries import Choice
 from harness.planning.errors import Where, blame
 from harness.planning.grid import Grid
-from harness.planning.plan import LeftOut, Note, Plan, PlannedTrial, shown
+from harness.planning.plan import LeftOut, Plan, PlannedTrial
 from harness.registry import Registry
 
 if TYPE_CHECKING:
@@ -24,26 +23,8 @@ if TYPE_CHECKING:
     from harness.task import Task
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class BuiltTask:
-    """A task, its default recipe and data, and the probes that it can carry."""
-
-    task: Task
-    recipe: Recipe
-    data: str
-    probes: list[Part]
-
-
-@dataclass
-class Built:
-    """What the cells are assembled from, by label."""
-
-    tasks: dict[str, BuiltTask]
-    methods: dict[str, list[Method]]
-    notes: list[Note]
-    codes: dict[tuple[str, ...], str] = field(default_factory=dict)
+Planned = dict[int, list[PlannedTrial]]
+"""The trials of each cell by its number, in the order of the seeds."""
 
 
 def assemble(grid: Grid, registry: Registry) -> Plan:
@@ -54,15 +35,15 @@ def assemble(grid: Grid, registry: Registry) -> Plan:
             remains.
     """
     cells = lay_out(grid)
-    built = _build(grid, registry)
+    assembler = Assembler(grid, registry)
     order = sorted(range(len(cells)), key=lambda number: cells[number].stage)
-    reasons = _reasons(cells, order, built)
+    reasons = assembler.reasons(cells, order)
     if len(reasons) == len(cells):
         raise grid.where().at("methods").error(f"found no cell that can run: {reasons[0]}")
-    planned: dict[int, list[PlannedTrial]] = {}
+    planned: Planned = {}
     for number in order:
         if number not in reasons:
-            planned[number] = _plan(cells[number], planned, built, grid, registry)
+            planned[number] = assembler.trials(cells[number], planned)
     _refuse_doubles(cells, planned)
     left_out = [LeftOut(cells[n].task.label, cells[n].method.label, reasons[n]) for n in sorted(reasons)]
     return Plan(
@@ -71,8 +52,10 @@ def assemble(grid: Grid, registry: Registry) -> Plan:
         tasks=[task.label for task in grid.tasks],
         methods=[method.label for method in grid.methods],
         trials=[trial for number in sorted(planned) for trial in planned[number]],
+        metrics={choice.name: assembler.tasks[choice.label].metric for choice in grid.tasks},
         left_out=list(dict.fromkeys(left_out)),
-        notes=built.notes,
+        notes=assembler.notes,
+        grid_text=grid.text,
     )
 
 
@@ -85,22 +68,135 @@ def _authors_code(places: Mapping[str, Where], otherwise: Where) -> Iterator[Non
         raise blame(error, places, otherwise) from error
 
 
-def _build(grid: Grid, registry: Registry) -> Built:
-    probes = {choice.name: (choice.parts[0], _make(choice, registry.build_probe)[0].needs) for choice in grid.probes}
-    built = Built({}, {choice.label: _make(choice, registry.build_method) for choice in grid.methods}, [])
-    for choice in grid.tasks:
-        (task,) = _make(choice, registry.build_task)
+@dataclass(frozen=True)
+class BuiltTask:
+    """A task, its default recipe and data, and the probes that it can carry."""
+
+    task: Task
+    recipe: Recipe
+    data: str
+    probes: list[Part]
+
+    @property
+    def metric(self) -> list[str]:
+        """The metric that it is scored by, and its direction."""
+        return [self.task.metric, self.task.direction]
+
+
+class Assembler:
+    """Makes trials of cells: every task and method is built once, by label."""
+
+    def __init__(self, grid: Grid, registry: Registry) -> None:
+        self.grid, self.registry = grid, registry
+        self.notes: list[str] = []
+        self.methods: dict[str, list[Method]] = {m.label: _make(m, registry.build_method) for m in grid.methods}
+        self._needs = {choice.name: _make(choice, registry.build_probe)[0].needs for choice in grid.probes}
+        self.tasks = {choice.label: self._build_task(choice) for choice in grid.tasks}
+        self._codes: dict[tuple[str, ...], str] = {}
+
+    def _build_task(self, choice: Choice) -> BuiltTask:
+        (task,) = _make(choice, self.registry.build_task)
+        probes = []
+        for probe in self.grid.probes:
+            if missing := sorted(self._needs[probe.name] - task.offers):
+                self.notes.append(
+                    f"probe {probe.name} is left out of {choice.label}: it needs {', '.join(missing)}, "
+                    "which the task does not offer"
+                )
+            else:
+                probes += probe.parts
         with _authors_code(choice.places[0], choice.where):
-            recipe, data = task.recipe(), task.data_digest()
-        missing = {name: sorted(needs - task.offers) for name, (_, needs) in probes.items()}
-        parts = [part for name, (part, _) in probes.items() if not missing[name]]
-        built.tasks[choice.label] = BuiltTask(task, recipe, data, parts)
-        built.notes += [
-            Note(choice.label, name, f"{name} needs {', '.join(needs)}, which the task does not offer")
-            for name, needs in missing.items()
-            if needs
-        ]
-    return built
+            return BuiltTask(task, task.recipe(), task.data_digest(), probes)
+
+    def reasons(self, cells: Sequence[Cell], order: Sequence[int]) -> dict[int, str]:
+        """Why cells cannot run, by number; `order` has those that give values before those that take them."""
+        from harness.composition import objection
+
+        found: dict[tuple[str, str], str | None] = {}
+        reasons = {}
+        for number in order:
+            cell = cells[number]
+            pair = cell.task.label, cell.method.label
+            if pair not in found:
+                found[pair] = objection(self.tasks[pair[0]].task, self.methods[pair[1]])
+            gone = [source for source, _ in cell.takes.values() if source in reasons]
+            if reason := found[pair]:
+                reasons[number] = reason
+            elif gone:
+                reasons[number] = f"takes a value from {cells[gone[0]].label}, which is left out: {reasons[gone[0]]}"
+        return reasons
+
+    def trials(self, cell: Cell, planned: Planned) -> list[PlannedTrial]:
+        """The trials of a cell, one for each seed; those that it takes values from are in `planned`."""
+        content = self._content(cell)
+        resources, _ = self.grid.resources(cell.task.name, cell.method.name)
+        shared: dict[str, Any] = {
+            "code": self._code(content),
+            "cell": cell.label,
+            "task_label": cell.task.label,
+            "method_label": cell.method.label,
+            "axes": cell.axes,
+            "stage": cell.stage,
+            "resources": resources,
+            "origins": self._origins(cell, content.recipe),
+        }
+        trials = []
+        for index, seed in enumerate(self.grid.seeds):
+            requires = [Requirement(path, planned[n][index].hash, metric) for path, (n, metric) in cell.takes.items()]
+            spec = replace(content, seed=seed, requires=requires)
+            trials.append(PlannedTrial(spec=spec, hash=spec.hash, **shared))
+        return trials
+
+    def _content(self, cell: Cell) -> TrialSpec:
+        """What the trials of a cell share."""
+        built = self.tasks[cell.task.label]
+        resources, _ = self.grid.resources(cell.task.name, cell.method.name)
+        return TrialSpec(
+            task=cell.task.name,
+            task_options=cell.task.options,
+            task_version=built.task.version,
+            methods=[Part(part.name, _blank(part.options)) for part in cell.method.parts],
+            recipe=self._recipe(cell, built.recipe),
+            seed={},
+            probes=built.probes,
+            threads=resources.threads,
+            device=resources.device,
+            data=built.data,
+        )
+
+    def _recipe(self, cell: Cell, default: Recipe) -> dict[str, Any]:
+        """Every field of the cell's recipe as plain data."""
+        taken = [name for name, value in cell.recipe.values.items() if isinstance(value, Selector)]
+        given = {name: value for name, value in cell.recipe.values.items() if name not in taken}
+        schemas = self.registry.item("task", cell.task.name).recipe
+        with _authors_code({name: term.where for name, term in cell.terms.items()}, cell.task.where):
+            recipe = replace(default, **given).resolve()
+            resolved = {name: check(getattr(recipe, name), schema, name) for name, schema in schemas.items()}
+        return resolved | dict.fromkeys(taken)
+
+    def _code(self, spec: TrialSpec) -> str:
+        names = spec.task, spec.method, *(part.name for part in spec.probes)
+        if names not in self._codes:
+            self._codes[names] = code_digest(self.registry, spec)
+        return self._codes[names]
+
+    def _origins(self, cell: Cell, recipe: Mapping[str, Any]) -> dict[str, str]:
+        """Where each value of a cell's trials came from; what is not named here is a default."""
+        origin, default = self.grid.origin, self.tasks[cell.task.label].recipe
+        places = {"task": cell.task.where, "method": cell.method.where}
+        places |= {f"task.{name}": where for name, where in cell.task.places[0].items()}
+        for choice, family in ((cell.method, "method"), *((probe, "probe") for probe in self.grid.probes)):
+            for part, options in zip(choice.parts, choice.places, strict=True):
+                places |= {f"{family}.{part.name}.{name}": where for name, where in options.items()}
+        places |= {f"recipe.{name}": term.where for name, term in cell.terms.items()}
+        origins = {
+            f"recipe.{name}": "task default" if value == getattr(default, name) else "derived"
+            for name, value in recipe.items()
+        }
+        origins |= {name: origin(where) for name, where in places.items()}
+        origins |= {f"seed.{name}": "seeds" for name in self.grid.seeds[0]} | {"data": "task", "version": "task"}
+        _, asked = self.grid.resources(cell.task.name, cell.method.name)
+        return origins | {name: asked[f] for name, f in (("threads", "cpus"), ("device", "gpus")) if f in asked}
 
 
 def _make(choice: Choice, build: Callable[[str, dict[str, Any]], T]) -> list[T]:
@@ -112,122 +208,18 @@ def _make(choice: Choice, build: Callable[[str, dict[str, Any]], T]) -> list[T]:
     return made
 
 
-def _reasons(cells: Sequence[Cell], order: Sequence[int], built: Built) -> dict[int, str]:
-    """Why cells cannot run, by number."""
-    from harness.composition import objection
-
-    found: dict[tuple[str, str], str | None] = {}
-    reasons = {}
-    for number in order:
-        cell = cells[number]
-        pair = cell.task.label, cell.method.label
-        if pair not in found:
-            found[pair] = objection(built.tasks[pair[0]].task, built.methods[pair[1]])
-        gone = [source for source, _ in cell.takes.values() if source in reasons]
-        if reason := found[pair]:
-            reasons[number] = reason
-        elif gone:
-            reasons[number] = f"takes a value from {cells[gone[0]].label}, which is left out: {reasons[gone[0]]}"
-    return reasons
-
-
-def _plan(
-    cell: Cell, planned: Mapping[int, list[PlannedTrial]], built: Built, grid: Grid, registry: Registry
-) -> list[PlannedTrial]:
-    """The trials of a cell, one for each seed."""
-    task = built.tasks[cell.task.label]
-    resources, asked = grid.resources(cell.task.name, cell.method.name)
-    recipe = _recipe(cell, task, registry)
-    shared = TrialSpec(
-        task=cell.task.name,
-        task_options=cell.task.options,
-        task_version=task.task.version,
-        methods=[Part(part.name, _blank(part.options)) for part in cell.method.parts],
-        recipe=recipe,
-        seed={},
-        probes=task.probes,
-        threads=resources.threads,
-        device=resources.device,
-        data=task.data,
-    )
-    names = (shared.task, *(part.name for part in shared.methods), "", *(part.name for part in shared.probes))
-    if names not in built.codes:
-        built.codes[names] = code_digest(registry, shared)
-    origins = _origins(cell, task, recipe, grid) | {
-        name: origin
-        for name, field in (("threads", "cpus"), ("device", "gpus"))
-        if (origin := asked.get(field)) is not None
-    }
-    axes = _axes(cell)
-    trials = []
-    for index, seed in enumerate(grid.seeds):
-        requires = [
-            Requirement(path, planned[source][index].hash, metric) for path, (source, metric) in cell.takes.items()
-        ]
-        spec = dataclasses.replace(shared, seed=seed, requires=requires)
-        trials.append(
-            PlannedTrial(
-                spec=spec,
-                hash=spec.hash,
-                code=built.codes[names],
-                cell=cell.label,
-                task_label=cell.task.label,
-                method_label=cell.method.label,
-                axes=axes,
-                stage=cell.stage,
-                resources=resources,
-                origins=origins,
-            )
-        )
-    return trials
-
-
 def _blank(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values as a trial's content holds them: what is taken from another trial is filled in when that has run."""
     return {name: None if isinstance(value, Selector) else value for name, value in values.items()}
 
 
-def _recipe(cell: Cell, built: BuiltTask, registry: Registry) -> dict[str, Any]:
-    """Every field of the cell's recipe as plain data."""
-    taken = _blank(cell.recipe.values)
-    with _authors_code({name: term.where for name, term in cell.terms.items()}, cell.task.where):
-        given = {name: value for name, value in taken.items() if not isinstance(cell.recipe.values[name], Selector)}
-        recipe = dataclasses.asdict(dataclasses.replace(built.recipe, **given).resolve())
-        schemas = registry.item("task", cell.task.name).recipe
-        resolved = {name: check(value, schemas[name], name) for name, value in recipe.items()}
-    return resolved | {name: None for name in taken if name not in given}
-
-
-def _origins(cell: Cell, built: BuiltTask, recipe: Mapping[str, Any], grid: Grid) -> dict[str, str]:
-    """Where each value of a cell's trials came from; what is not named here is a default."""
-    origins = {"task": grid.origin(cell.task.where), "method": grid.origin(cell.method.where)}
-    origins |= {f"task.{name}": grid.origin(where) for name, where in cell.task.places[0].items()}
-    for part, places in zip(cell.method.parts, cell.method.places, strict=True):
-        origins |= {f"method.{part.name}.{name}": grid.origin(where) for name, where in places.items()}
-    for name, value in recipe.items():
-        derived = value != getattr(built.recipe, name)
-        origins[f"recipe.{name}"] = "derived" if derived else "task default"
-    origins |= {f"recipe.{name}": grid.origin(term.where) for name, term in cell.terms.items()}
-    origins |= {f"seed.{name}": "seeds" for name in grid.seeds[0]}
-    for probe in grid.probes:
-        origins |= {f"probe.{probe.name}.{name}": grid.origin(where) for name, where in probe.places[0].items()}
-    return origins | {"data": "the task's data", "version": "task"}
-
-
-def _axes(cell: Cell) -> dict[str, Any]:
-    parts = (("task", cell.task.axes), ("method", cell.method.axes), ("recipe", cell.recipe.axes))
-    return {f"{family}.{name}": value for family, axes in parts for name, value in axes.items()}
-
-
-def _refuse_doubles(cells: Sequence[Cell], planned: Mapping[int, Sequence[PlannedTrial]]) -> None:
+def _refuse_doubles(cells: Sequence[Cell], planned: Planned) -> None:
     """Refuses two cells that are one trial: it would run once and count twice."""
     seen: dict[str, int] = {}
     for number, trials in planned.items():
-        for trial in trials:
-            other = cells[seen.setdefault(trial.hash, number)]
-            if other is not cells[number]:
-                cell = cells[number]
-                written = f"{other.task.where.path} with {other.method.where.path}"
-                raise cell.method.where.error(
-                    f"found {cell.label!r}, which is the same trial as {other.label!r} ({written}), allowed: each once"
-                )
+        cell, other = cells[number], cells[seen.setdefault(trials[0].hash, number)]
+        if other is not cell:
+            place = f"{other.task.where.path} with {other.method.where.path}"
+            raise cell.method.where.error(
+                f"found {cell.label!r}, which is the same trial as {other.label!r} ({place}), allowed: each once"
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import graphlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,12 @@ class Cell:
     def label(self) -> str:
         """`digits/mlp · adamw · lr=0.001`."""
         return SEPARATOR.join([self.task.label, self.method.label, *told(self.recipe.axes)])
+
+    @property
+    def axes(self) -> dict[str, Any]:
+        """The values that lie on axes: `task.width`, `method.beta`, `recipe.lr`."""
+        families = (("task", self.task.axes), ("method", self.method.axes), ("recipe", self.recipe.axes))
+        return {f"{family}.{name}": value for family, axes in families for name, value in axes.items()}
 
     def selectors(self) -> dict[str, tuple[Selector, Where]]:
         """What is taken from other trials: by path in the trial's content, with the place that says so."""
@@ -108,8 +114,3 @@ def _source(selector: Selector, where: Where, methods: Sequence[Choice]) -> Choi
 def _same_axes(source: Point, cell: Point) -> bool:
     """Whether two points of the recipe agree on every axis that both have."""
     return all(value == cell.axes[name] for name, value in source.axes.items() if name in cell.axes)
-
-
-def written(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as a trial's content holds them: what is taken from another trial is filled in when that has run."""
-    return {name: None if isinstance(value, Selector) else value for name, value in values.items()}

@@ -58,8 +58,8 @@ class Grid:
 
     file: str
     name: str
-    content: dict[str, Any]
-    """What was written, with what it extends and what the command line overrides."""
+    text: str
+    """What was written, with what it extends and what the command line overrides: YAML again."""
     digest: str
     """Of all that the plan depends on in these files."""
     tasks: list[Choice]
@@ -91,7 +91,8 @@ class Grid:
 
     def resources(self, task: str, method: str) -> tuple[Resources, dict[str, str]]:
         """What a cell asks for, and where that was written, by field: the last word wins."""
-        asked, origins = Resources(), {}
+        asked = Resources()
+        origins: dict[str, str] = {}
         for rule, path in self.requests:
             if fnmatchcase(task, rule.task) and fnmatchcase(method, rule.method):
                 given = {name: getattr(rule, name) for name in rule.model_fields_set - {"task", "method"}}
@@ -111,7 +112,15 @@ def load_grid(file: Path, overrides: Sequence[str], registry: Registry) -> Grid:
     Raises:
         GridError: for the first thing that is wrong, with file, field, what was found and what is allowed.
     """
-    draft = read_draft(file, overrides)
+    return check_grid(read_draft(file, overrides), registry)
+
+
+def check_grid(draft: Draft, registry: Registry) -> Grid:
+    """The grid of a draft, checked: for a grid that is not in a file.
+
+    Raises:
+        GridError: as `load_grid`.
+    """
     parsed = validate(draft)
 
     def entries(kind: str, written: list[Any]) -> list[Entry]:
@@ -120,9 +129,9 @@ def load_grid(file: Path, overrides: Sequence[str], registry: Registry) -> Grid:
     tasks = task_choices(entries("tasks", parsed.tasks), registry)
     methods = method_choices(entries("methods", parsed.methods), registry)
     return Grid(
-        file=str(file),
+        file=draft.file,
         name=parsed.name,
-        content=draft.content,
+        text=draft.text(),
         digest=hashlib.sha256(repr(draft).encode()).hexdigest()[:16],
         tasks=tasks,
         methods=methods,

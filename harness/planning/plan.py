@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import os
+import platform
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from harness.identity import Part, Requirement, TrialSpec
+from harness import sources
+from harness.identity import Requirement, TrialSpec
 from harness.planning.errors import GridError, listed
-from harness.planning.grid import Resources
+from harness.planning.grid import Grid, Resources
+from harness.recording.environment import PACKAGES, version
+from harness.recording.records import write_atomically
+from harness.registry import Registry, cache_folder
 
 FORMAT = 1
 """Raised when the text of a plan changes its form."""
+
+KEPT = 100
+"""Plans that the cache keeps."""
 
 
 @dataclass(frozen=True)
@@ -22,15 +32,6 @@ class LeftOut:
 
     task: str
     method: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Note:
-    """A probe that is left out of a task's trials."""
-
-    task: str
-    probe: str
     reason: str
 
 
@@ -65,8 +66,13 @@ class Plan:
     methods: list[str]
     """The same; the first is the baseline."""
     trials: list[PlannedTrial]
+    metrics: dict[str, list[str]]
+    """For each task by name, its metric and the direction in which that is better."""
     left_out: list[LeftOut] = field(default_factory=list)
-    notes: list[Note] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """Probes that are left out of a task's trials, and why."""
+    grid_text: str = ""
+    """The grid as it was written, with what it extends and what the command line overrides."""
 
     @property
     def stages(self) -> list[list[PlannedTrial]]:
@@ -113,9 +119,11 @@ class Plan:
             "digest": self.digest,
             "tasks": self.tasks,
             "methods": self.methods,
+            "metrics": self.metrics,
             "cells": list(cells.values()),
             "left_out": [asdict(left) for left in self.left_out],
-            "notes": [asdict(note) for note in self.notes],
+            "notes": self.notes,
+            "grid_text": self.grid_text,
         }
         return json.dumps(content, separators=(",", ":"))
 
@@ -134,9 +142,11 @@ class Plan:
             file=content["file"],
             tasks=content["tasks"],
             methods=content["methods"],
+            metrics=content["metrics"],
             trials=[trial for cell in content["cells"] for trial in _cell_trials(cell)],
             left_out=[LeftOut(**left) for left in content["left_out"]],
-            notes=[Note(**note) for note in content["notes"]],
+            notes=content["notes"],
+            grid_text=content["grid_text"],
         )
 
 
@@ -155,38 +165,37 @@ def _cell_trials(cell: dict[str, Any]) -> Iterable[PlannedTrial]:
         yield PlannedTrial(spec=spec, hash=hash, **cell)
 
 
-@dataclass(frozen=True)
-class Explained:
-    """One value of a trial and where it came from."""
+def build_plan(grid: Grid, registry: Registry) -> Plan:
+    """The plan of a grid: from the cache if the same grid was planned with the same code and versions.
 
-    field: str
-    value: Any
-    origin: str
-
-
-def explain(plan: Plan, prefix: str) -> list[Explained]:
-    """Every value of the trial whose hash begins with `prefix`, and where it came from.
+    Only a grid that was not planned before needs torch.
 
     Raises:
-        GridError: if no trial has such a hash, or several do.
+        GridError: if a value is refused by the task or method that it goes to, two cells are the same trial, or no cell
+            remains.
     """
-    trial = plan.trial(prefix)
-    spec = trial.spec
-    values: dict[str, Any] = {"task": spec.task, "method": spec.method}
-    values |= {f"task.{name}": value for name, value in spec.task_options.items()}
-    for part in spec.methods:
-        values |= {f"method.{part.name}.{name}": value for name, value in part.options.items()}
-    values |= {f"recipe.{name}": value for name, value in spec.recipe.items()}
-    values |= {f"seed.{name}": value for name, value in spec.seed.items()}
-    for part in spec.probes:
-        values |= {f"probe.{part.name}.{name}": value for name, value in part.options.items()}
-    values |= {"threads": spec.threads, "device": spec.device, "data": spec.data, "version": spec.task_version}
-    for required in spec.requires:
-        values[shown(required.path, spec.methods)] = f"{required.metric} of trial {required.hash}"
-    return [Explained(name, value, trial.origins.get(name, "default")) for name, value in values.items()]
+    file = cache_folder() / "plans" / f"{_key(grid, registry)}.json"
+    try:
+        return replace(Plan.from_json(file.read_text()), grid_text=grid.text)
+    except (OSError, ValueError, TypeError, KeyError):
+        pass  # not planned before, or by a version that wrote something else
+    from harness.planning.assembly import assemble
+
+    plan = assemble(grid, registry)
+    try:
+        write_atomically(file, plan.to_json(), durable=False)
+        for old in sorted(file.parent.glob("*.json"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
+            old.unlink(missing_ok=True)
+    except OSError:
+        pass  # a cache that cannot be written costs time, nothing else
+    return plan
 
 
-def shown(path: str, methods: Sequence[Part]) -> str:
-    """A path in a trial's content as people read it: `methods.0.beta` is `method.balanced_adam.beta`."""
-    family, *rest = path.split(".")
-    return path if family == "recipe" else f"method.{methods[int(rest[0])].name}.{rest[1]}"
+def _key(grid: Grid, registry: Registry) -> str:
+    """A digest of all that a plan depends on: the grid, registered sources, this package, versions, the data folder."""
+    core = ("composition", "identity", "options", "registry", "sources")
+    files = [*Path(__file__).parent.glob("*.py"), *(sources.PROJECT / "harness" / f"{name}.py" for name in core)]
+    versions = [platform.python_version(), *(f"{name}={version(name)}" for name in PACKAGES)]
+    settings = [str(FORMAT), os.environ.get("HARNESS_DATA", ""), *versions]
+    text = "\n".join([grid.digest, registry.digest(), sources.raw_digest(files), *settings])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

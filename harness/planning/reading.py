@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -40,6 +41,16 @@ class Draft:
             place = self.recipes[path[1]]
             return place.at(*path[3 if place.path == "recipe" else 2 :])  # `--set recipe.lr` has no field `set`
         return Where(self.files.get(str(path[0]), self.file) if path else self.file).at(*path)
+
+    def text(self) -> str:
+        """The content as YAML, the extended grids and the overrides worked in."""
+        stream = io.StringIO()
+        yaml = YAML(typ="safe", pure=True)
+        yaml.default_flow_style = None
+        yaml.width = 120
+        yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+        yaml.dump(self.content, stream)
+        return stream.getvalue()
 
 
 def read_draft(file: Path, overrides: Sequence[str] = ()) -> Draft:

@@ -14,6 +14,7 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    TypeAdapter,
     ValidationError,
 )
 from pydantic_core import ErrorDetails
@@ -26,6 +27,7 @@ TRIALS = 1_000_000
 """Trials that a grid may expand to."""
 
 NAME = "lower-case letters, digits, '.', '_' and '-', a letter or digit first, at most 100 characters"
+_BYTE_SIZE = TypeAdapter(ByteSize)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -45,8 +47,11 @@ def _seconds(value: Any) -> Any:
 
 
 def _bytes(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError(f"found {short(value)}, allowed: bytes, or a text such as 500MB or 2GiB")
+    if isinstance(value, str):
+        try:
+            return int(_BYTE_SIZE.validate_python(value))
+        except ValidationError:
+            raise ValueError(f"found {short(value)}, allowed: bytes, or a text such as 500MB or 2GiB") from None
     return value
 
 
@@ -98,8 +103,8 @@ class ResourceRule(Model):
     method: str = "*"
     cpus: Annotated[float, Field(gt=0, le=4096)] | None = None
     gpus: Annotated[float, Field(ge=0, le=1024), AfterValidator(_whole_gpus)] | None = None
-    memory: Annotated[ByteSize, Field(ge=2**20, strict=False), BeforeValidator(_bytes)] | None = None
-    time: Annotated[float, Field(gt=0), BeforeValidator(_seconds)] | None = None
+    memory: Annotated[int, Field(ge=2**20, lt=2**63), BeforeValidator(_bytes)] | None = None
+    time: Annotated[float, Field(gt=0, le=10**9), BeforeValidator(_seconds)] | None = None
 
 
 ResourceRules = Annotated[
@@ -143,8 +148,6 @@ _ALLOWED = {
     "dict_type": "a mapping",
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
-    "byte_size": "bytes, or a text such as 500MB or 2GiB",
-    "byte_size_unit": "bytes, or a text such as 500MB or 2GiB",
     "greater_than": "more than {gt}",
     "greater_than_equal": "at least {ge}",
     "less_than": "less than {lt}",

@@ -1,4 +1,4 @@
-"""What MLflow shall show of a trial and of a grid: a function of the results folder alone. Nothing here imports MLflow."""
+"""What MLflow shall show of a trial: a function of the results folder alone. Nothing here imports MLflow."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import json
 import math
 import posixpath
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from harness.recording.grids import Submission, SubmittedTrial, held
+from harness.recording.grids import SubmittedTrial, held
 from harness.recording.records import Commit, Result, Status, TrialRecords
 
 RUNNING, UNFINISHED = "running", "unfinished"
@@ -55,6 +54,16 @@ class Content:
 
 
 @dataclass(frozen=True)
+class Summary:
+    """What the parent run needs to know of a trial."""
+
+    status: str
+    settled: bool
+    """Whether nothing will change without another submission."""
+    ended: float
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """What the records of a trial say at one moment."""
 
@@ -65,9 +74,10 @@ class Snapshot:
     status: str
 
     @property
-    def settled(self) -> bool:
-        """Whether nothing will change without another submission."""
-        return self.result is not None and self.result.status.done
+    def summary(self) -> Summary:
+        """The part that is kept between passes."""
+        result = self.result
+        return Summary(self.status, result is not None and result.status.done, result.ended if result else 0.0)
 
     @property
     def chunks(self) -> list[str]:
@@ -137,7 +147,7 @@ def trial_content(snapshot: Snapshot, grid: str, user: str, planned: bool) -> Co
         tags["planned"] = "false"
     if result and result.reason:
         tags["reason"] = result.reason[:1000]
-        tags["mlflow.note.content"] = f"**{snapshot.status}**: {_code(result.reason[:1000])}"
+        tags["mlflow.note.content"] = f"**{snapshot.status}**: {literal(result.reason[:1000])}"
     commit = (result.environment.get("git") or {}).get("commit") if result else None
     if commit:
         tags["mlflow.source.git.commit"] = commit
@@ -256,63 +266,7 @@ def files(snapshot: Snapshot) -> dict[str, str]:
     return found | ({"actions.jsonl": "\n".join(actions) + "\n"} if actions else {})
 
 
-def grid_content(
-    grid: str, submissions: Sequence[Submission], snapshots: Mapping[str, Snapshot], running: bool
-) -> Content:
-    """The parent run of a grid: reopened by each submission, ended with the last of its trials."""
-    newest = submissions[-1]
-    planned = [trial.hash for trial in newest.trials()]
-    counts = Counter(snapshots[hash].status if hash in snapshots else "not run" for hash in planned)
-    complete = all(hash in snapshots and snapshots[hash].settled for hash in planned)
-    status = RUNNING if running else "finished" if complete else "incomplete"
-    ends = [snapshot.result.ended for snapshot in snapshots.values() if snapshot.result]
-    started = submissions[0].about["started"]
-    return Content(
-        name=grid,
-        start=milliseconds(started),
-        status={RUNNING: "RUNNING", "finished": "FINISHED", "incomplete": "KILLED"}[status],
-        tags={
-            "grid": grid,
-            "status": status,
-            "submissions": str(len(submissions)),
-            "mlflow.note.content": note(grid, submissions, counts),
-            "mlflow.user": newest.about["user"],
-            "mlflow.source.name": f"harness run {grid}",
-            "mlflow.source.type": "LOCAL",
-        },
-        end=None if running else milliseconds(max([started, *ends])),
-    )
-
-
-def note(grid: str, submissions: Sequence[Submission], counts: Mapping[str, int]) -> str:
-    """What the parent run says of its grid, in Markdown."""
-    newest = submissions[-1]
-    environment = newest.read("environment.json")
-    told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-    lines = [f"**{grid}**: {sum(counts.values())} trials: {told}.", ""]
-    left_out = newest.left_out()
-    if left_out:
-        columns = list(left_out[0])
-        lines += ["Left out:", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-        lines += [f"| {' | '.join(_code(str(cell.get(name, ''))) for name in columns)} |" for cell in left_out[:50]]
-        lines += [f"\n… and {len(left_out) - 50} more: see plan.json", ""] if len(left_out) > 50 else [""]
-    packages = ", ".join(f"{name} {version}" for name, version in (environment.get("packages") or {}).items())
-    facts = {
-        "Command": newest.about["command"],
-        "Commit": _commit(environment.get("git") or {}),
-        "Machine": f"{environment.get('cpu', 'unknown')}, {environment.get('cores', '?')} cores",
-        "Python": f"{environment.get('python', 'unknown')}; {packages}",
-    }
-    lines += [f"- {name}: {_code(value)}" for name, value in facts.items() if value]
-    lines += ["", "Group the runs by the tag `cell` to see means over seeds."]
-    return "\n".join(lines)
-
-
-def _commit(git: Mapping[str, Any]) -> str:
-    return f"{git['commit']}{' with changes' if git.get('dirty') else ''}" if git.get("commit") else ""
-
-
-def _code(text: str) -> str:
+def literal(text: str) -> str:
     """A text that Markdown takes literally."""
     plain = " ".join(text.replace("`", "'").replace("|", "\\|").split())
     return f"`{plain}`" if plain else ""

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from harness.recording.records import Status
 from harness.running.units import Unit
+from harness.seconds import duration
 
 PLAIN_EVERY = 15.0
 """Seconds between lines where there is no terminal."""
@@ -27,20 +28,6 @@ class Row:
     trials: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them.
-
-    >>> duration(42), duration(150), duration(7500)
-    ('42 s', '2 min 30 s', '2 h 05 min')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 class Progress:

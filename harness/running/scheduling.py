@@ -135,7 +135,7 @@ def run_units(units: Sequence[Unit], settings: dict[str, Any], listener: Listene
         alone = [unit for unit in waiting if suspects[unit.name] >= ENDS_TO_SUSPECT]
         batch = alone[:1] or waiting[:TUNER_UNITS]
         attempt += 1
-        watch = _Watch(batch, listener, outcome)
+        watch = Watch(batch, listener, outcome)
         crashed = _fit(batch, settings, watch, attempt)
         settled = watch.settled()
         if crashed:
@@ -149,7 +149,7 @@ def run_units(units: Sequence[Unit], settings: dict[str, Any], listener: Listene
     return outcome
 
 
-class _Watch:
+class Watch:
     """Keeps book of one Tuner's units, from what its callback hears."""
 
     def __init__(self, units: Sequence[Unit], listener: Listener, outcome: Outcome) -> None:
@@ -187,26 +187,13 @@ class _Watch:
         return [self.units[name] for name in self._started if name not in settled]
 
 
-def _fit(units: Sequence[Unit], settings: dict[str, Any], watch: _Watch, attempt: int) -> bool:
+def _fit(units: Sequence[Unit], settings: dict[str, Any], watch: Watch, attempt: int) -> bool:
     """One Tuner over units. Returns whether it ended unexpectedly: a memory kill by Ray ends `fit` with an exception."""
     from ray import tune
     from ray.tune.error import TuneError
 
-    from harness.running.search import ListSearch, bundles
+    from harness.running.search import Hear, ListSearch, bundles
     from harness.running.worker import Worker
-
-    class Hear(tune.Callback):
-        def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            watch.start(trial.trial_id)
-
-        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
-            watch.report(result)
-
-        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-            watch.give_up(trial.trial_id)
-
-        def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
-            watch.listener.tick()
 
     placements = {request: bundles(request) for request in {unit.request for unit in units}}
     listed = [(unit, placements[unit.request]) for unit in units]
@@ -219,7 +206,10 @@ def _fit(units: Sequence[Unit], settings: dict[str, Any], watch: _Watch, attempt
                 search_alg=ListSearch(listed, attempt), reuse_actors=True, metric=None, mode=None
             ),
             run_config=tune.RunConfig(
-                name=f"tuner-{int(time.time())}-{attempt}", storage_path=str(storage), verbose=0, callbacks=[Hear()]
+                name=f"tuner-{int(time.time())}-{attempt}",
+                storage_path=str(storage),
+                verbose=0,
+                callbacks=[Hear(watch)],
             ),
         ).fit()
     except (RuntimeError, TuneError):

@@ -1,14 +1,15 @@
-"""A lazy list of units as a Tune search algorithm: a list in `grid_search` costs time quadratic in its length."""
+"""What Tune is given: units as a lazy list (one in `grid_search` costs time quadratic in its length), and ears."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from ray.tune import PlacementGroupFactory
+from ray.tune import Callback, PlacementGroupFactory
 from ray.tune.experiment import Trial
 from ray.tune.search.search_algorithm import SearchAlgorithm
 
+from harness.running.scheduling import Watch
 from harness.running.units import Request, Unit
 
 MAX_FAILURES = 3
@@ -71,3 +72,26 @@ class ListSearch(SearchAlgorithm):
 
     def save_to_dir(self, dirpath: str, **kwargs: Any) -> None:
         """Nothing to keep: the results folder knows what is done."""
+
+
+class Hear(Callback):
+    """Tells a `Watch` what becomes of units."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its callbacks, and what this one tells is of this process."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: Any, trial: Trial, **info: Any) -> None:
+        self._watch.start(trial.trial_id)
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Trial, result: dict[str, Any], **info: Any) -> None:
+        self._watch.report(result)
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Trial, **info: Any) -> None:
+        self._watch.give_up(trial.trial_id)
+
+    def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
+        self._watch.listener.tick()

@@ -27,8 +27,8 @@ import psutil
 
 from harness.recording.records import Attempt, Locked, RecordsError, Result, Status, end_without_result
 
-INTERRUPTED, LOCKED, UNWRITABLE = 75, 76, 74
-"""Exit codes of a child that ended as it should, without a result."""
+ENDINGS = ("", "interrupted", "locked", "unwritable")
+"""How a child may rightly end without a result. It says so in shared memory: an author's code may choose any exit code."""
 
 OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
 """Signals that come from outside; others are the trial's own fault."""
@@ -63,7 +63,7 @@ class Warm:
         self.results = Path(settings["results"])
         self.commit_every = float(settings["commit_every"])
         self.plugins = settings["plugins"]
-        self.step = mmap.mmap(-1, 8)
+        self.shared = mmap.mmap(-1, 9)  # the step, and the index of the ending
         self.stopping: float | None = None
 
     def serve(self) -> None:
@@ -102,13 +102,13 @@ class Warm:
 
         spec = TrialSpec.from_json(order.spec_json)
         started = time.time()
-        self.step[:] = bytes(8)
+        self.shared[:] = bytes(9)
         pid = os.fork()
         if pid == 0:
             self.child(order, spec)
         cause = self.watch(pid, order)
         _, waited = os.waitpid(pid, 0)
-        status, reason = _ending(waited, cause)
+        status, reason = _ending(waited, cause, ENDINGS[self.shared[8]])
         if status is not None:
             result = Result(order.hash, status, order.code, started=started, ended=time.time(), reason=reason)
             try:
@@ -142,7 +142,7 @@ class Warm:
                     _kill(pid, signal.SIGKILL)
             if now - told > 0.5:
                 told, descendants = now, _memory(_descendants(process))
-                self.say(event="progress", hash=order.hash, step=int.from_bytes(self.step[:], "little"))
+                self.say(event="progress", hash=order.hash, step=int.from_bytes(self.shared[:8], "little"))
 
     def _limit(self, now: float, deadline: float, used: int, memory: float) -> str | None:
         """The limit that the child has passed."""
@@ -173,7 +173,7 @@ class Warm:
         from harness.training.trial import run_trial
 
         def halt(step: int) -> bool:
-            self.step[:] = step.to_bytes(8, "little")
+            self.shared[:8] = step.to_bytes(8, "little")
             return halted()
 
         try:
@@ -181,13 +181,10 @@ class Warm:
                 _log_to(attempt.folder / "log.txt")
                 run_trial(spec, self.registry, attempt, values=order.values, commit_every=self.commit_every, halt=halt)
         except Interrupted:
-            return INTERRUPTED
-        except Locked as error:
-            print(error, file=sys.stderr)
-            return LOCKED
+            self.shared[8] = ENDINGS.index("interrupted")
         except RecordsError as error:
             print(error, file=sys.stderr)
-            return UNWRITABLE
+            self.shared[8] = ENDINGS.index("locked" if isinstance(error, Locked) else "unwritable")
         return 0
 
 
@@ -203,21 +200,19 @@ def _warm_up(registry: Any) -> None:
     registry.preload()
 
 
-def _ending(waited: int, cause: str | None) -> tuple[Status | None, str]:
+def _ending(waited: int, cause: str | None, ending: str) -> tuple[Status | None, str]:
     """The status of a child that may have left no result; None if there is nothing to write."""
     if cause == "time":
         return Status.TIMED_OUT, "ran past its time limit"
     if cause == "memory":
         return Status.OUT_OF_MEMORY, "took more than its memory limit"
-    if cause == "stopped":
-        return None, "interrupted"
+    if cause == "stopped" or ending:
+        return None, ending or "interrupted"
     if os.WIFSIGNALED(waited):
         number = signal.Signals(os.WTERMSIG(waited))
         status = Status.LOST if number in OUTSIDE else Status.FAILED
         return status, f"its process was ended by {number.name}"
     code = os.WEXITSTATUS(waited)
-    if code in (INTERRUPTED, LOCKED, UNWRITABLE):
-        return None, {INTERRUPTED: "interrupted", LOCKED: "locked", UNWRITABLE: "unwritable"}[code]
     return Status.FAILED, f"its process ended itself with exit code {code} and left no result"
 
 

@@ -1,0 +1,160 @@
+"""What the results folder holds of a plan: the status of every trial, what is to be run, and how long that takes."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from statistics import fmean
+
+from harness.planning.plan import Plan, PlannedTrial
+from harness.recording.records import Result, Results
+
+
+class State(StrEnum):
+    """Where a planned trial stands: one of the statuses that a trial ends with, or on the way there."""
+
+    NEW = "new"
+    UNFINISHED = "unfinished"
+    STALE = "stale"
+    BLOCKED = "blocked"
+    FINISHED = "finished"
+    DIVERGED = "diverged"
+    SCREENED = "screened"
+    FAILED = "failed"
+    OUT_OF_MEMORY = "out-of-memory"
+    TIMED_OUT = "timed-out"
+    LOST = "lost"
+
+
+@dataclass
+class Survey:
+    """The states of a plan's trials."""
+
+    statuses: dict[str, State] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Why a trial is stale or blocked, or what its result says of its end."""
+    to_run: list[PlannedTrial] = field(default_factory=list)
+    """In the order of the stages. What is blocked is not among them, what waits for one of them is."""
+
+    @property
+    def counts(self) -> Counter[State]:
+        """How many trials are in each state."""
+        return Counter(self.statuses.values())
+
+
+def survey(plan: Plan, results: Results, keep_stale: bool = False) -> Survey:
+    """Compares a plan with the results folder.
+
+    A trial is stale if its result was computed by other code, or with another value from a trial that it requires than that
+    trial has now. A failed one is run again once its code changes, and only then.
+
+    Args:
+        plan: what the grid comes to.
+        results: the results folder.
+        keep_stale: leaves stale results as they are, unless they are failures.
+
+    Raises:
+        RecordsError: if a result cannot be read.
+    """
+    begun = _begun(results)
+    found: dict[str, Result] = {}
+    view = Survey()
+    run: set[str] = set()
+    for trial in sorted(plan.trials, key=lambda trial: trial.stage):
+        records = results.trial(trial.hash)
+        result = records.result() if trial.hash in begun else None
+        if result is not None:
+            found[trial.hash] = result
+        state, reason = _state(trial, result, found, run)
+        if result is None and trial.hash in begun and records.attempts():
+            state = State.UNFINISHED
+        if not _settled(state, result, keep_stale):
+            if obstacle := _obstacle(trial, found, view, run):
+                state, reason = State.BLOCKED, obstacle
+            else:
+                run.add(trial.hash)
+                view.to_run.append(trial)
+        view.statuses[trial.hash] = state
+        if reason:
+            view.reasons[trial.hash] = reason
+    return view
+
+
+def _begun(results: Results) -> set[str]:
+    """The trials that have a folder: one listing instead of one look for each trial."""
+    try:
+        with os.scandir(results.folder / "trials") as entries:
+            return {entry.name for entry in entries}
+    except FileNotFoundError:
+        return set()
+
+
+def _state(trial: PlannedTrial, result: Result | None, found: dict[str, Result], run: set[str]) -> tuple[State, str]:
+    if result is None:
+        return State.NEW, ""
+    if result.code != trial.code:
+        return State.STALE, "its code has changed"
+    for required in trial.spec.requires:
+        source = found.get(required.hash)
+        if source and required.hash in run and source.status.done:
+            return State.STALE, f"trial {required.hash}, which it takes {required.metric} from, is run again"
+        value = source.metrics.get(required.metric) if source else None
+        if value is not None and required.path in result.values and result.values[required.path] != value:
+            return State.STALE, f"{required.metric} of trial {required.hash} has changed"
+    return State(result.status), result.reason
+
+
+def _settled(state: State, result: Result | None, keep_stale: bool) -> bool:
+    """Whether a trial is left as it is."""
+    if result is None:
+        return False
+    return result.status.good and keep_stale if state is State.STALE else result.status.done
+
+
+def _obstacle(trial: PlannedTrial, found: dict[str, Result], view: Survey, run: set[str]) -> str:
+    """Why a value that the trial requires will never come, as things stand."""
+    for required in trial.spec.requires:
+        state, source = view.statuses.get(required.hash), found.get(required.hash)
+        if required.hash in run or (source and state is not State.BLOCKED and required.metric in source.metrics):
+            continue
+        ended = f"is {state}" if state is not State.FINISHED else "has no such metric"
+        return f"needs {required.metric} of trial {required.hash}, which {ended}"
+    return ""
+
+
+def estimate(plan: Plan, view: Survey, results: Results, slots: int = 1) -> float | None:
+    """Seconds that what is to be run takes on `slots` trials at a time, or None if no trial is finished yet.
+
+    A trial is taken to last as long as the mean of its cell; where none of that is finished, of its task and method, of its
+    task, of the plan.
+    """
+    if not view.to_run:
+        return 0.0
+    finished = {trial.hash: trial for trial in plan.trials if view.statuses[trial.hash] is State.FINISHED}
+    known: dict[tuple[str, ...], list[float]] = {}
+    for hash, result in results.results(finished).items():
+        for key in _levels(finished[hash]):
+            known.setdefault(key, []).append(_seconds(result))
+    if not known:
+        return None
+    means = {key: fmean(seconds) for key, seconds in known.items()}
+    total = sum(next(means[key] for key in _levels(trial) if key in means) for trial in view.to_run)
+    return total / max(1, slots)
+
+
+def _levels(trial: PlannedTrial) -> Iterable[tuple[str, ...]]:
+    """Groups of trials that are expected to take as long, the closest first."""
+    yield (trial.cell,)
+    yield trial.task_label, trial.method_label
+    yield "task", trial.task_label, ""
+    yield ()
+
+
+def _seconds(result: Result) -> float:
+    """How long a trial took; one that was interrupted took its training time, not the time until it went on."""
+    if result.attempt > 1 and "time/train_seconds" in result.metrics:
+        return result.metrics["time/train_seconds"]
+    return result.ended - result.started

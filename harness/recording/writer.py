@@ -1,0 +1,136 @@
+"""The one writer to MLflow: a process beside the driver that follows the records and costs the grid next to nothing.
+
+It ends after a last pass once its standard input closes, which it does when the driver ends, however that ends. A tracking
+server that is down, slow or answering errors is tried again at growing intervals; what is missing at the end is said then,
+and `harness sync` brings it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.recording.records import RecordsError, Results
+from harness.recording.store import TrackingError
+from harness.recording.tracking import Projection, Report, recorded
+
+EVERY = 1.0
+"""Seconds between passes, at least; a pass that took long is followed by a longer rest."""
+LONGEST = 60.0
+"""Seconds between attempts to reach a store that does not answer, at most."""
+PATIENCE = 60.0
+"""Seconds that the last pass may take beyond the end of the grid."""
+WORKERS_END = 30.0
+"""Seconds that the workers of a driver that died are given to end."""
+
+
+@dataclass
+class Writer:
+    """Follows the records of a grid.
+
+    Args:
+        ended: set once the last pass shall be made.
+        orphaned: whether the driver died.
+    """
+
+    results: Results
+    grid: str
+    tracking: str | None
+    ended: threading.Event
+    orphaned: Callable[[], bool] = lambda: False
+    _projection: Projection | None = None
+    _shown: set[str] = field(default_factory=set)
+
+    def follow(self) -> Report:
+        """Projects until the grid has ended, and once more."""
+        wait = EVERY
+        while not self.ended.is_set():
+            began = time.monotonic()
+            self._pass(lambda: not self.ended.is_set(), everything=self._projection is None, driven=True)
+            took = time.monotonic() - began
+            wait = max(EVERY, 2 * took) if self._projection else min(LONGEST, 2 * wait)
+            self._rest(wait)
+        return self._last_pass()
+
+    def _rest(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self.ended.wait(EVERY):
+            if self.orphaned():  # a stray child of the driver may keep our input open
+                self.ended.set()
+
+    def _last_pass(self) -> Report:
+        began = time.monotonic()
+        while True:
+            report = self._pass(lambda: time.monotonic() < began + PATIENCE, everything=True, driven=False)
+            if not (report.running and self.orphaned() and time.monotonic() < began + WORKERS_END):
+                return report
+            time.sleep(EVERY)
+
+    def _pass(self, go_on: Callable[[], bool], *, everything: bool, driven: bool) -> Report:
+        try:
+            self._projection = self._projection or Projection(self.results, self.grid, self.tracking)
+            return self._projection.bring_up_to_date(go_on, everything=everything, driven=driven)
+        except (TrackingError, RecordsError) as error:
+            problem = str(error)
+        self.close()
+        return Report(pending=len(recorded(self.results, self.grid) - self._shown), problem=problem)
+
+    def close(self) -> None:
+        """Lets go of the store: the next pass opens it anew."""
+        if self._projection:
+            self._shown |= self._projection.settled
+            self._projection.close()
+        self._projection = None
+
+
+def watch_input(ended: threading.Event) -> None:
+    """Sets the event once standard input closes."""
+
+    def watch() -> None:
+        while os.read(0, 4096):
+            pass
+        ended.set()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> int:
+    """The process: `python -m harness.recording.writer --results FOLDER --grid NAME [--tracking URI]`."""
+    parser = argparse.ArgumentParser(prog="python -m harness.recording.writer")
+    parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--grid", required=True)
+    parser.add_argument("--tracking")
+    options = parser.parse_args()
+    results, driver = Results(options.results), os.getppid()
+    ended = threading.Event()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which then closes our input
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    watch_input(ended)
+    os.nice(10)
+    terminal = os.dup(2)
+    log = os.open(results.grid(options.grid) / "writer.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    for stream in (1, 2):  # what libraries print is no news for whoever watches the grid
+        os.dup2(log, stream)
+    writer = Writer(results, options.grid, options.tracking, ended, lambda: os.getppid() != driver)
+    try:
+        report = writer.follow()
+    except Exception as error:
+        os.write(terminal, f"MLflow: the writer failed ({error}). Next: harness sync {options.grid}\n".encode())
+        raise
+    finally:
+        writer.close()
+    if report.pending:
+        told = f"MLflow: {report.pending} trials are not, or not fully, projected ({report.problem})"
+        os.write(terminal, f"{told}. Next: harness sync {options.grid}\n".encode())
+    return 1 if report.pending else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

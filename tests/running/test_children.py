@@ -1,0 +1,224 @@
+"""Trials in children of a warm process: every way to end gets its status, and the next trial is untouched."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from support import plugin, run
+
+from harness.conformance import short_spec
+from harness.identity import Part, TrialSpec, code_digest
+from harness.recording.records import Result, TrialRecords
+from harness.registry import Registry
+from harness.running.children import WarmDied, WarmHandle, child_environment
+from harness.running.units import Request, UnitTrial
+
+TROUBLE = """
+import os, signal, sys, time
+import torch
+
+@register_method("nan")
+class NaN(Method):
+    def after_step(self, state):
+        with torch.no_grad():
+            next(state.model.parameters()).fill_(float("nan"))
+
+@register_method("raises")
+class Raises(Method):
+    def after_step(self, state):
+        print("about to raise")
+        raise KeyError("mistake")
+
+@register_method("hangs")
+class Hangs(Method):
+    def after_step(self, state):
+        time.sleep(60)
+
+@register_method("eats")
+class Eats(Method):
+    def after_step(self, state):
+        self.eaten = getattr(self, "eaten", [])
+        while True:
+            self.eaten.append(torch.ones(16 << 20))
+
+@register_method("exits")
+class Exits(Method):
+    code: int = 0
+    def after_step(self, state):
+        os._exit(self.code)
+
+@register_method("crashes")
+class Crashes(Method):
+    def after_step(self, state):
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+@register_method("spoils")
+class Spoils(Method):
+    def after_step(self, state):
+        torch.set_grad_enabled(False)
+        torch.set_default_dtype(torch.float64)
+        sys.path.clear()
+
+@register_method("slow")
+class Slow(Method):
+    def after_step(self, state):
+        time.sleep(0.05)
+"""
+
+LIMITS = Request(memory=2 << 30, time=6.0)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("children")
+
+
+@pytest.fixture(scope="module")
+def plugins(place: Path) -> Registry:
+    return Registry([plugin(place, TROUBLE)])
+
+
+@pytest.fixture(scope="module")
+def warm(place: Path, plugins: Registry) -> Iterator[WarmHandle]:
+    handle = WarmHandle(place / "results", plugins.plugins, LIMITS, commit_every=0.2)
+    yield handle
+    handle.stop()
+
+
+def unit_trial(registry: Registry, spec: TrialSpec) -> UnitTrial:
+    return UnitTrial(spec.hash, spec.to_json(), code_digest(registry, spec))
+
+
+def wait_for(warm: WarmHandle, kind: str, seconds: float = 60.0) -> dict[str, object]:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        for event in warm.events(0.5):
+            if event["event"] == kind:
+                return event
+    raise AssertionError(f"no {kind!r} within {seconds} s")
+
+
+def finish(warm: WarmHandle, registry: Registry, spec: TrialSpec, place: Path) -> Result | None:
+    warm.start(unit_trial(registry, spec))
+    wait_for(warm, "ended")
+    return TrialRecords(place / "results", spec.hash).result()
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "reason"),
+    [
+        (Part("nan"), "diverged", "the objective is nan at step 1"),
+        (Part("raises"), "failed", "KeyError: 'mistake'"),
+        (Part("hangs"), "timed-out", "ran past its time limit"),
+        (Part("eats"), "out-of-memory", "took more than its memory limit"),
+        (Part("exits"), "failed", "its process ended itself with exit code 0 and left no result"),
+        (Part("exits", {"code": 75}), "failed", "its process ended itself with exit code 75 and left no result"),
+        (Part("crashes"), "failed", "its process was ended by SIGSEGV"),
+    ],
+)
+def test_every_end_has_a_status(
+    warm: WarmHandle, plugins: Registry, place: Path, method: Part, status: str, reason: str
+) -> None:
+    ended = finish(warm, plugins, short_spec(plugins, "digits/mlp", [method]), place)
+    assert ended is not None
+    assert (ended.status, ended.reason) == (status, reason)
+
+
+def test_the_next_trial_is_untouched(warm: WarmHandle, plugins: Registry, place: Path, tmp_path: Path) -> None:
+    spec = short_spec(plugins, "digits/mlp", [Part("adamw")])
+    expected = run(plugins, spec, tmp_path)
+    finish(warm, plugins, short_spec(plugins, "digits/mlp", [Part("spoils")]), place)
+    ended = finish(warm, plugins, spec, place)
+    assert ended is not None
+    assert timeless(ended) == timeless(expected), "the foreground and the child give the same numbers"
+
+
+def timeless(result: Result) -> dict[str, float]:
+    return {name: value for name, value in result.metrics.items() if not name.startswith(("time/", "system/"))}
+
+
+def child_of(warm: WarmHandle) -> psutil.Process:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if children := psutil.Process(warm.pid).children():
+            return children[0]
+        time.sleep(0.01)
+    raise AssertionError("no child")
+
+
+def test_killed_from_outside_is_lost(warm: WarmHandle, plugins: Registry, place: Path) -> None:
+    spec = short_spec(plugins, "digits/mlp", [Part("slow")])
+    warm.start(unit_trial(plugins, spec))
+    child_of(warm).kill()
+    assert wait_for(warm, "ended")["status"] == "lost"
+
+
+def test_what_a_trial_prints_is_kept(warm: WarmHandle, plugins: Registry, place: Path) -> None:
+    spec = short_spec(plugins, "digits/mlp", [Part("raises")], lr=0.123)
+    finish(warm, plugins, spec, place)
+    log = place / "results" / "trials" / spec.hash / "1" / "log.txt"
+    assert "about to raise" in log.read_text()
+
+
+def test_a_stop_commits_and_the_trial_goes_on(plugins: Registry, tmp_path: Path) -> None:
+    spec = short_spec(plugins, "digits/mlp", [Part("slow"), Part("adamw")], steps=40)
+    expected = run(plugins, spec, tmp_path / "undisturbed")
+    results = tmp_path / "results"
+    warm = WarmHandle(results, plugins.plugins, LIMITS, commit_every=100.0)
+    warm.start(unit_trial(plugins, spec))
+    while int(str(wait_for(warm, "progress")["step"])) < 3:
+        pass
+    warm.stop()
+    records = TrialRecords(results, spec.hash)
+    commit = records.commit()
+    assert records.result() is None
+    assert commit is not None
+    assert 3 <= commit.step < 40
+    again = WarmHandle(results, plugins.plugins, LIMITS, commit_every=100.0)
+    again.start(unit_trial(plugins, spec))
+    wait_for(again, "ended")
+    again.stop()
+    ended = records.result()
+    assert ended is not None
+    assert timeless(ended) == timeless(expected)
+    steps = [record["step"] for record in records.records()]
+    assert steps == sorted(set(steps))
+
+
+def test_nothing_outlives_the_worker(plugins: Registry, tmp_path: Path) -> None:
+    """The worker dies: the warm process and the trial go with it."""
+    pid = os.fork()
+    if pid == 0:
+        warm = WarmHandle(tmp_path / "results", plugins.plugins, LIMITS)
+        warm.start(unit_trial(plugins, short_spec(plugins, "digits/mlp", [Part("slow")], steps=1000)))
+        wait_for(warm, "progress")
+        child = child_of(warm)
+        (tmp_path / "pids").write_text(f"{warm.pid} {child.pid}")
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    pids = [int(text) for text in (tmp_path / "pids").read_text().split()]
+    gone, alive = psutil.wait_procs([psutil.Process(p) for p in pids if psutil.pid_exists(p)], timeout=20)
+    assert not alive
+
+
+def test_a_dead_warm_process_is_noticed(plugins: Registry, tmp_path: Path) -> None:
+    warm = WarmHandle(tmp_path / "results", plugins.plugins, LIMITS)
+    os.kill(warm.pid, signal.SIGKILL)
+    with pytest.raises(WarmDied):
+        wait_for(warm, "ready")
+    warm.stop()
+
+
+def test_the_environment_of_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "hidden")
+    monkeypatch.setenv("MY_PASSWORD", "hidden")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
+    environment = child_environment(Request(cpus=2.5))
+    assert "hidden" not in environment.values()
+    assert environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"] == "2"
+    assert environment["CUDA_VISIBLE_DEVICES"] == ""
+    assert child_environment(Request(gpus=1.0)).get("CUDA_VISIBLE_DEVICES") != ""
