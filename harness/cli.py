@@ -168,6 +168,9 @@ def run(
     ] = None,
     cpus: Annotated[int | None, typer.Option("--cpus", min=1, help="CPUs to use of this machine.")] = None,
     keep_stale: Annotated[bool, typer.Option("--keep-stale", help="Keeps results of older code, with a mark.")] = False,
+    commit_every: Annotated[
+        float, typer.Option("--commit-every", min=0.1, metavar="SECONDS", help="How much a fault may cost a trial.")
+    ] = 15.0,
 ) -> None:
     """Runs what is not done of a grid, and shows a leaderboard."""
     from harness.running.driver import Infrastructure, Options, run_plan
@@ -175,7 +178,7 @@ def run(
 
     registry = open_registry(plugin)
     planned, memory = _plan(grid, set_, registry, results)
-    options = Options(registry.plugins, tracking, address, cpus, keep_stale)
+    options = Options(registry.plugins, tracking, address, cpus, keep_stale, commit_every)
     out = console()
     try:
         outcome = run_plan(planned, memory, options, out)

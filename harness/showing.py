@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from harness.judging import leaderboard
 from harness.options import Schema
 from harness.planning.explaining import explain
 from harness.planning.plan import Plan
@@ -114,8 +112,14 @@ def explanation(plan: Plan, prefix: str) -> Table:
 
 def conclusion(out: Console, plan: Plan, results: Results, grid: Path, folder: Path) -> int:
     """The leaderboard, what went wrong, and where to look next; returns the exit status."""
+    from harness.judging import leaderboard  # it imports scipy, which the other commands do without
+
     found = results.results(trial.hash for trial in plan.trials)
-    for task, rows in leaderboard.rank(entries(plan), found).items():
+    entries = [
+        leaderboard.Entry(trial.hash, trial.task_label, trial.method_label, *plan.metrics[trial.spec.task])
+        for trial in plan.trials
+    ]
+    for task, rows in leaderboard.rank(entries, found).items():
         out.print(leaderboard.table(task, rows))
         out.print()
     bad = [(trial, found.get(trial.hash)) for trial in plan.trials]
@@ -129,17 +133,3 @@ def conclusion(out: Console, plan: Plan, results: Results, grid: Path, folder: P
     out.print(f"Browse every run:  harness ui{option}")
     out.print(f"See the plan:      harness plan {grid}{option}")
     return 1 if trouble else 0
-
-
-def entries(plan: Plan) -> list[leaderboard.Entry]:
-    """The plan's trials as the leaderboard sees them."""
-    return [
-        leaderboard.Entry(trial.hash, trial.task_label, trial.method_label, *metric_of(plan, trial.spec.task))
-        for trial in plan.trials
-    ]
-
-
-def metric_of(plan: Plan, task: str) -> tuple[str, Any]:
-    """The metric of a task and its direction, as the plan holds them."""
-    metric, direction = plan.metrics[task]
-    return metric, direction

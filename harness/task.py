@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from harness.streams import Streams
 
 Batch = dict[str, Tensor]
-"""Named tensors whose first dimension is the sample, of the same shapes at every step."""
+"""Named tensors whose first dimension is the sample, of the same shapes at every step.
+
+Two exceptions: tensors of one batch may differ in their number of samples (a PINN's interior and boundary points), and the
+last batch in an epoch of a federated client holds what is left of its samples.
+"""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,14 @@ class FederatedWorkload(Workload):
 
     @abstractmethod
     def enter(self, client: int, round: int) -> int:
-        """Makes `client` the source of the next batches and returns how many optimizer steps it takes this round."""
+        """Makes `client` the source of the next batches and returns how many optimizer steps it takes this round.
+
+        What follows is a function of the trial's streams, the client and the round: another visit shifts nothing.
+        """
+
+    @abstractmethod
+    def client_data(self, client: int) -> Batch:
+        """All training samples of a client, for methods that measure on a client's own data."""
 
 
 @dataclass
@@ -102,6 +113,9 @@ class Task(ABC):
     @abstractmethod
     def recipe(self) -> Recipe:
         """The default recipe of this task under its options."""
+
+    def check(self, recipe: Recipe) -> None:
+        """Raises ValueError if a resolved recipe does not fit the task's options. Called when a trial is planned."""
 
     @abstractmethod
     def workload(self, recipe: Recipe, streams: Streams, device: torch.device) -> Workload:

@@ -149,7 +149,7 @@ def generalized_advantages(
         ended: whether it ended at step t for any reason.
 
     >>> one = np.ones((1, 1))
-    >>> float(generalized_advantages(one, 0 * one, 10 * one, terminated=one == 0, ended=one == 1, gamma=0.9, gae_lambda=1))
+    >>> generalized_advantages(one, 0 * one, 10 * one, terminated=one == 0, ended=one == 1, gamma=0.9, gae_lambda=1).item()
     10.0
     """
     deltas = rewards + gamma * next_values * ~terminated - values

@@ -1,6 +1,11 @@
 """What several tests need: a plugin file, a trial run to its end, a bare training loop."""
 
+import os
+import signal
+import subprocess
+import sys
 import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +15,7 @@ from harness.identity import TrialSpec
 from harness.recording.records import Attempt, Result
 from harness.registry import Registry
 from harness.training.trial import run_trial
+
 
 def plugin(folder: Path, source: str) -> Path:
     """A plugin file."""
@@ -55,3 +61,40 @@ def bare_digits(spec: TrialSpec) -> dict[str, torch.Tensor]:
             optimizer.step()
             step += 1
     return model.state_dict()
+
+
+def command(*arguments: object) -> list[str]:
+    """`harness` with arguments, as this interpreter runs it."""
+    return [sys.executable, "-m", "harness.cli", *map(str, arguments)]
+
+
+def harness(*arguments: object, status: int = 0, timeout: float = 300, **environment: str) -> str:
+    """Runs `harness`, checks its exit status and returns what it printed."""
+    done = subprocess.run(
+        command(*arguments), capture_output=True, text=True, timeout=timeout, env=os.environ | environment
+    )
+    assert done.returncode == status, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def write_grid(folder: Path, text: str) -> Path:
+    """A grid file."""
+    path = folder / "grid.yaml"
+    path.write_text(textwrap.dedent(text))
+    return path
+
+
+def kill_when(process: subprocess.Popen[str], ready: Callable[[], bool], seconds: float = 120) -> None:
+    """Kills a process with SIGKILL as soon as something has happened."""
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline, "what was waited for did not happen"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def timeless(metrics: dict[str, float]) -> dict[str, float]:
+    """Metrics without those that may differ between two runs of one trial."""
+    return {name: value for name, value in metrics.items() if not name.startswith(("time/", "system/"))}

@@ -156,7 +156,7 @@ class Assembler:
             task_options=cell.task.options,
             task_version=built.task.version,
             methods=[Part(part.name, _blank(part.options)) for part in cell.method.parts],
-            recipe=self._recipe(cell, built.recipe),
+            recipe=self._recipe(cell, built),
             seed={},
             probes=built.probes,
             threads=resources.threads,
@@ -164,13 +164,14 @@ class Assembler:
             data=built.data,
         )
 
-    def _recipe(self, cell: Cell, default: Recipe) -> dict[str, Any]:
+    def _recipe(self, cell: Cell, built: BuiltTask) -> dict[str, Any]:
         """Every field of the cell's recipe as plain data."""
         taken = [name for name, value in cell.recipe.values.items() if isinstance(value, Selector)]
         given = {name: value for name, value in cell.recipe.values.items() if name not in taken}
         schemas = self.registry.item("task", cell.task.name).recipe
         with _authors_code({name: term.where for name, term in cell.terms.items()}, cell.task.where):
-            recipe = replace(default, **given).resolve()
+            recipe = replace(built.recipe, **given).resolve()
+            built.task.check(recipe)
             resolved = {name: check(getattr(recipe, name), schema, name) for name, schema in schemas.items()}
         return resolved | dict.fromkeys(taken)
 

@@ -100,7 +100,7 @@ def _parse(value: Any, schemas: Mapping[str, Schema], schema: Schema, where: Whe
         return _parse_when(value["when"], schemas, schema, where.at("when"))
     if form == {"from", "metric"}:
         if schema["type"] != "float":
-            raise where.error(f"found a metric of another trial, allowed: {schema['type']}; only a float can be taken")
+            raise where.error("found a metric of another trial, allowed: a plain value; only a float can be taken")
         for key in ("from", "metric"):
             if not isinstance(value[key], str) or not value[key]:
                 raise where.at(key).found(value[key], "a text")
@@ -246,12 +246,12 @@ def _settle(value: Any, point: Point, where: Where) -> Any:
 
 
 def label(name: str, chosen: Mapping[str, Any]) -> str:
-    """A name with values behind it.
+    """A name with values behind it. Nothing in it means something to a glob, so labels may be matched by globs.
 
-    >>> label("digits/cnn", {"width": 16})
-    'digits/cnn[width=16]'
+    >>> label("digits/mlp", {"hidden": [64, 32], "activation": "gelu"})
+    'digits/mlp(hidden=64x32, activation=gelu)'
     """
-    return f"{name}[{', '.join(told(chosen))}]" if chosen else name
+    return f"{name}({', '.join(told(chosen))})" if chosen else name
 
 
 def told(chosen: Mapping[str, Any]) -> list[str]:
@@ -262,4 +262,6 @@ def told(chosen: Mapping[str, Any]) -> list[str]:
 def _told(value: Any) -> str:
     if isinstance(value, Selector):
         return f"from {value.method}"
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    if isinstance(value, list):
+        return "x".join(map(_told, value)) or "empty"
+    return value if isinstance(value, str) else json.dumps(value)

@@ -167,7 +167,7 @@ def _members(entry: Entry, registry: Registry) -> list[Entry]:
     for name in entry.options:
         if name not in names:
             raise entry.where.at(str(name)).unknown(name, f"member of {entry.name}", names)
-    return [Entry(name, entry.options.get(name) or {}, entry.where.at(name)) for name in names]
+    return [Entry.of({name: entry.options.get(name)}, entry.where.at(name)) for name in names]
 
 
 def _label(choices: list[Choice]) -> list[Choice]:

@@ -16,7 +16,7 @@ from harness.identity import Requirement, TrialSpec
 from harness.planning.errors import GridError, listed
 from harness.planning.grid import Grid, Resources
 from harness.recording.environment import PACKAGES, version
-from harness.recording.records import write_atomically
+from harness.recording.records import RecordsError, write_atomically
 from harness.registry import Registry, cache_folder
 
 FORMAT = 1
@@ -186,7 +186,7 @@ def build_plan(grid: Grid, registry: Registry) -> Plan:
         write_atomically(file, plan.to_json(), durable=False)
         for old in sorted(file.parent.glob("*.json"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
             old.unlink(missing_ok=True)
-    except OSError:
+    except (OSError, RecordsError):
         pass  # a cache that cannot be written costs time, nothing else
     return plan
 

@@ -20,6 +20,9 @@ from harness.planning.errors import GridError, Where
 SIZE = 1_000_000
 """Bytes that a grid file may have."""
 
+LEVELS = 50
+"""Lists and mappings that may lie in one another."""
+
 TYPES = frozenset(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map"))
 """What a grid is made of: no objects, dates or sets."""
 
@@ -127,22 +130,21 @@ def parse(text: str, where: Where) -> Any:
     Raises:
         GridError: if it is not YAML, or has duplicate keys, aliases, tags or directives.
     """
-    if directive := re.search(r"^%.*", text, re.MULTILINE):
-        raise where.found(directive.group(), "YAML 1.2 without directives")
+    _refuse_text(text, where)
     yaml = YAML(typ="safe", pure=True)
     try:
         node = yaml.compose(text)
         if node is None:
             return None
-        _refuse_tricks(node, where)
+        _refuse_nodes(node, where)
         content = yaml.constructor.construct_document(node)
+    except GridError:
+        raise
     except MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         problem = " ".join(str(error.problem or error.context).split())
         raise where.error(f"{line}not YAML 1.2: {problem}") from None
-    except RecursionError:
-        raise where.error("found lists or mappings in one another without end, allowed: a few levels") from None
-    except (YAMLError, ValueError) as error:
+    except (YAMLError, ValueError, RecursionError) as error:
         raise where.error(f"not YAML 1.2: {' '.join(str(error).split())}") from None
     for path, value in _numbers(content, ()):
         if not math.isfinite(value):
@@ -150,7 +152,18 @@ def parse(text: str, where: Where) -> Any:
     return content
 
 
-def _refuse_tricks(root: Node, where: Where) -> None:
+def _refuse_text(text: str, where: Where) -> None:
+    """Refuses what would change YAML's version, or take the parser very long."""
+    if directive := re.search(r"^%.*", text, re.MULTILINE):
+        raise where.found(directive.group(), "YAML 1.2 without directives")
+    depth = 0
+    for bracket in re.findall(r"[\[\]{}]", text):
+        depth += 1 if bracket in "[{" else -1
+        if depth > LEVELS:
+            raise where.error(f"found lists or mappings more than {LEVELS} deep, allowed: {LEVELS}")
+
+
+def _refuse_nodes(root: Node, where: Where) -> None:
     """Refuses aliases (they can explode), and tags (they can construct objects)."""
     seen, queue = set(), [root]
     while queue:
@@ -219,8 +232,9 @@ def _place(node: Any, key: str, text: str) -> Any:
     """The key or index that a part of an override's path stands for in a mapping or a list."""
     if isinstance(node, dict):
         return key
+    path = text.partition("=")[0].strip()
     if not isinstance(node, list):
-        raise GridError(f"--set {text}", key, f"found {node!r} above it, allowed: a mapping or a list")
+        raise GridError("--set", path, f"found {node!r} above {key!r}, allowed: a mapping or a list")
     if not key.isdigit() or int(key) >= len(node):
-        raise GridError(f"--set {text}", key, f"found no such entry, allowed: 0 to {len(node) - 1}")
+        raise GridError("--set", path, f"found no entry {key!r}, allowed: 0 to {len(node) - 1}")
     return int(key)

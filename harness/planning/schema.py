@@ -62,7 +62,7 @@ def _whole_gpus(value: float) -> float:
 
 
 def _shape(value: Any) -> str:
-    names = {str: "text", int: "number", list: "list", dict: "mapping"}
+    names = {str: "text", int: "whole number", list: "list", dict: "mapping"}
     return names.get(type(value), "other")
 
 
@@ -75,8 +75,8 @@ Entry = Annotated[
 Count = Annotated[int, Field(ge=1, le=TRIALS)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Seeds = Annotated[
-    Annotated[Count, Tag("number")]
-    | Annotated[list[Seed], Field(min_length=1, max_length=TRIALS), Tag("list")]
+    Annotated[Count, Tag("whole number")]
+    | Annotated[list[Seed], Field(min_length=1), Tag("list")]
     | Annotated[dict[str, Count], Field(min_length=1), Tag("mapping")],
     Discriminator(_shape),
 ]
@@ -148,16 +148,15 @@ _ALLOWED = {
     "dict_type": "a mapping",
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
-    "greater_than": "more than {gt}",
+    "greater_than": "more than {gt:g}",
     "greater_than_equal": "at least {ge}",
     "less_than": "less than {lt}",
     "less_than_equal": "at most {le}",
     "literal_error": "{expected}",
-    "too_short": "at least {min_length}",
-    "too_long": "at most {max_length}",
-    "union_tag_invalid": "one of the forms {expected_tags}",
+    "too_short": "at least one entry",
+    "too_long": "one entry",
 }
-_TAGS = frozenset({"text", "number", "list", "mapping"})
+_TAGS = frozenset({"text", "whole number", "list", "mapping"})
 
 
 def validate(draft: Draft) -> GridFile:
@@ -182,9 +181,12 @@ def _translate(problem: ErrorDetails, draft: Draft) -> GridError:
         fields = _fields(path)
         return where.error(f"found an unknown field, allowed: {listed(fields)}{nearest(path[-1], fields)}")
     if kind == "missing":
-        return where.error("found nothing, allowed: a value, this field must be given")
+        return where.error("found nothing, allowed: a value; this field is required")
     if kind == "value_error":
         return where.error(str(context["error"]))
+    if kind == "union_tag_invalid":
+        tags = re.findall(r"'(.+?)'", context["expected_tags"])
+        return where.found(problem["input"], listed(f"a {tag}" for tag in tags))
     return where.found(problem["input"], _ALLOWED[kind].format(**context) if kind in _ALLOWED else problem["msg"])
 
 

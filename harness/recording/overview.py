@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from harness.recording.grids import Submission
 from harness.recording.projection import RUNNING, Content, Summary, literal, milliseconds

@@ -67,6 +67,8 @@ class Result:
     status: Status
     code: str
     metrics: dict[str, float] = field(default_factory=dict)
+    weights: str = ""
+    """A digest of the weights after the last step: two runs of one trial agree to the bit if theirs are equal."""
     values: dict[str, float] = field(default_factory=dict)
     """What the trial took from the trials that it requires, by path."""
     steps: int = 0

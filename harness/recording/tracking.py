@@ -22,7 +22,7 @@ from harness.recording.projection import (
     trial_content,
 )
 from harness.recording.records import RecordsError, Results
-from harness.recording.store import ENVIRONMENT, Refused, Run, Store, TrackingError, Unavailable
+from harness.recording.store import NO_TELEMETRY, Refused, Run, Store, TrackingError, Unavailable
 
 REFUSALS = 10
 """So many runs refused, and none taken, is trouble with the store and not with the runs."""
@@ -87,7 +87,7 @@ class Projection:
             raise Unavailable("another process is bringing this grid up to date") from error
         try:
             uri = tracking_uri or default_uri(results)
-            self._store = Store(uri, grid, results.folder / "mlartifacts", rebuilt=tracking_uri is None)
+            self._store = Store(uri, grid, results.folder / "mlartifacts", own=tracking_uri is None)
             self._runs, self._parent = self._known()
         except BaseException:
             self._lock.release()
@@ -105,7 +105,7 @@ class Projection:
     def _known(self) -> tuple[dict[str, Run], Run | None]:
         """The store's runs of this grid by hash, and the parent. A request that was answered too late leaves a second run."""
         known: dict[str | None, Run] = {}
-        for run in self._store.runs():
+        for run in list(self._store.runs()):  # all pages first: a deletion would shift them
             if run.tags.get("grid") != self.grid:
                 continue
             hash = run.tags.get("hash")
@@ -227,7 +227,7 @@ def ui_command(results: Results, tracking: str | None = None, port: int = 5000) 
         raise TrackingError(f"--tracking: {tracking} is a server; open it in a browser")
     uri = tracking or default_uri(results)
     artifacts = results.folder / "mlartifacts"
-    settings = ENVIRONMENT | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    settings = NO_TELEMETRY | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     command = [
         "env",
         *(f"{name}={value}" for name, value in settings.items()),

@@ -25,8 +25,8 @@ EVERY = 1.0
 """Seconds between passes, at least; a pass that took long is followed by a longer rest."""
 LONGEST = 60.0
 """Seconds between attempts to reach a store that does not answer, at most."""
-PATIENCE = 60.0
-"""Seconds that the last pass may take beyond the end of the grid."""
+PATIENCE = {"server": 60.0, "file": 600.0}
+"""Seconds that the last pass may take beyond the end of the grid: a server may be slow for ever, a file is not."""
 WORKERS_END = 30.0
 """Seconds that the workers of a driver that died are given to end."""
 
@@ -67,8 +67,9 @@ class Writer:
 
     def _last_pass(self) -> Report:
         began = time.monotonic()
+        limit = began + PATIENCE["server" if (self.tracking or "").startswith("http") else "file"]
         while True:
-            report = self._pass(lambda: time.monotonic() < began + PATIENCE, everything=True, driven=False)
+            report = self._pass(lambda: time.monotonic() < limit, everything=True, driven=False)
             if not (report.running and self.orphaned() and time.monotonic() < began + WORKERS_END):
                 return report
             time.sleep(EVERY)

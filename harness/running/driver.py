@@ -20,7 +20,7 @@ from harness.recording.environment import environment
 from harness.recording.grids import open_submission
 from harness.recording.records import Locked, RecordsError, Result, Results, Status, end_without_result, hold
 from harness.running.progress import Progress, cells
-from harness.running.scheduling import Outcome, check_feasible, cluster, run_units
+from harness.running.scheduling import Outcome, check_feasible, cluster, run_units, this_machine
 from harness.running.units import Request, Unit, UnitTrial
 
 
@@ -57,6 +57,8 @@ class Run:
             Infeasible: if a request fits on no node; nothing has started.
             Infrastructure: if another driver runs this grid, or the results folder can no longer be written.
         """
+        if self.options.address is None:
+            check_feasible([request_of(trial) for trial in waiting], [this_machine(self.options.cpus)])
         folder = self.results.grid(self.plan.name)
         try:
             lock = hold(folder, 1.0)

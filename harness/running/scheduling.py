@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -14,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+
+import psutil
 
 from harness.running.units import Request, Unit
 
@@ -113,6 +116,12 @@ def check_feasible(requests: Sequence[Request], nodes: Sequence[dict[str, Any]])
                 raise Infeasible(
                     f"resources.{label}: found {amount:g}, allowed: at most {largest:g}, the largest node's"
                 )
+
+
+def this_machine(cpus: int | None) -> dict[str, Any]:
+    """This machine as one of `ray.nodes()`, before Ray is started; GPUs are left to Ray to find."""
+    resources = {"CPU": cpus or os.cpu_count() or 1, "GPU": math.inf, "memory": psutil.virtual_memory().total}
+    return {"Alive": True, "Resources": resources}
 
 
 def queue(units: Sequence[Unit]) -> list[Unit]:

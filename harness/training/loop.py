@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import resource
@@ -78,6 +79,8 @@ class Training:
     best_score: float | None = None
     best_step: int = 0
     best_weights: dict[str, torch.Tensor] | None = None
+    digest: str = ""
+    """Of the weights after the last step: equal digests are equal bits."""
 
     @property
     def workload(self) -> Workload:
@@ -134,6 +137,15 @@ def unpack(content: bytes, model: nn.Module | None = None) -> dict[str, Any]:
     """A checkpoint from bytes: plain tensors and numbers only. Random states stay on the CPU."""
     loaded: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     return loaded
+
+
+def weights_digest(model: nn.Module) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of all parameters and buffers."""
+    sha = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        sha.update(name.encode())
+        sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:16]
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
@@ -226,6 +238,7 @@ def train(
             committed = time.monotonic()
         if halted and state.step < length:
             raise Interrupted(f"stopped at step {state.step} of {length}")
+    training.digest = weights_digest(state.model)
     return _test(training)
 
 

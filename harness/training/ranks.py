@@ -28,11 +28,10 @@ class DistributedRanks(Ranks):
         Raises:
             ValueError: if the batch does not divide evenly, for then means of means would not be the mean.
         """
-        size = next(iter(batch.values())).shape[0]
-        if size % self.world:
-            raise ValueError(f"batch: found {size}, must be a multiple of the {self.world} ranks")
-        part = size // self.world
-        return {name: tensor[self.index * part : (self.index + 1) * part] for name, tensor in batch.items()}
+        for name, tensor in batch.items():
+            if len(tensor) % self.world:
+                raise ValueError(f"batch: {name}: found {len(tensor)}, must be a multiple of the {self.world} ranks")
+        return {name: tensor.tensor_split(self.world)[self.index] for name, tensor in batch.items()}
 
     def average_gradients(self, model: nn.Module, share: float) -> None:
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]

@@ -16,7 +16,7 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from harness.composition import Composition
 from harness.method import Method, State
-from harness.task import Batch, Objective
+from harness.task import Batch, Objective, Workload
 from harness.training.loop import Diverged
 
 
@@ -81,17 +81,22 @@ class Stack:
 
     def _value(self, parameters: dict[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         state = self.states[0]
-        objective: Objective = state.workload.objective(_Functional(state.model, parameters), batch)
+        named = {f"model.{name}": parameter for name, parameter in parameters.items()}
+        objective: Objective = functional_call(_ObjectiveOf(state.model, state.workload), named, (batch,))
         return objective.value, objective.predictions
 
 
-class _Functional(nn.Module):
-    """A model under other parameters: what an objective calls in place of the model."""
+class _ObjectiveOf(nn.Module):
+    """A workload's objective as a module around its model.
 
-    def __init__(self, model: nn.Module, parameters: dict[str, Tensor]) -> None:
+    Other parameters then go into the very model that the objective knows, with its type, attributes and layers: PPO calls
+    parts of it, a PINN looks at its layers.
+    """
+
+    def __init__(self, model: nn.Module, workload: Workload) -> None:
         super().__init__()
-        self._call = (model, parameters)
+        self.model = model
+        self._objective = workload.objective
 
-    def forward(self, *inputs: Tensor) -> Any:
-        model, parameters = self._call
-        return functional_call(model, parameters, inputs)
+    def forward(self, batch: Batch) -> Objective:
+        return self._objective(self.model, batch)

@@ -59,6 +59,7 @@ def run_trial(
             status=status,
             code=attempt.code,
             metrics=metrics or {},
+            weights=training.digest if training else "",
             values=values or {},
             steps=training.state.step if training else 0,
             attempt=attempt.state.attempt,
@@ -123,8 +124,10 @@ def set_up(spec: TrialSpec, registry: Registry, attempt: Attempt, ranks: Ranks |
 
 
 def build_recipe(task: Task, overrides: dict[str, Any]) -> Any:
-    """The task's recipe under overrides, every derived field filled in."""
-    return dataclasses.replace(task.recipe(), **overrides).resolve()
+    """The task's recipe under overrides, every derived field filled in, checked against the task's options."""
+    recipe = dataclasses.replace(task.recipe(), **overrides).resolve()
+    task.check(recipe)
+    return recipe
 
 
 @contextmanager

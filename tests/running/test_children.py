@@ -201,7 +201,7 @@ def test_nothing_outlives_the_worker(plugins: Registry, tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(pid, 0)
     pids = [int(text) for text in (tmp_path / "pids").read_text().split()]
-    gone, alive = psutil.wait_procs([psutil.Process(p) for p in pids if psutil.pid_exists(p)], timeout=20)
+    _gone, alive = psutil.wait_procs([psutil.Process(p) for p in pids if psutil.pid_exists(p)], timeout=20)
     assert not alive
 
 

@@ -111,7 +111,7 @@ class NoMemory(Method):
     ("method", "status", "reason"),
     [
         ("makes_nan", Status.DIVERGED, "the objective is nan at step 5"),
-        ("raises", Status.FAILED, "KeyError: \"the author's mistake\""),
+        ("raises", Status.FAILED, 'KeyError: "the author\'s mistake"'),
         ("no_memory", Status.OUT_OF_MEMORY, "MemoryError: too much"),
     ],
 )

@@ -1,0 +1,343 @@
+"""Whole grids on a real Ray cluster with a real MLflow store: faults, reruns, stages, plugins."""
+
+import sqlite3
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import command, harness, kill_when, plugin, timeless, write_grid
+
+from harness.planning.grid import load_grid
+from harness.planning.plan import Plan, build_plan
+from harness.recording.records import Result, Results
+from harness.registry import Registry
+
+SMALL = """
+name: small
+tasks: [digits/mlp]
+methods: [adamw, balanced_adam]
+seeds: 2
+recipes: [{set: {steps: 40, record_every: 5}}]
+probes: [oui]
+"""
+
+
+def planned(grid: Path, *plugins: Path) -> Plan:
+    registry = Registry(plugins)
+    return build_plan(load_grid(grid, [], registry), registry)
+
+
+def found(grid: Path, results: Path, *plugins: Path) -> dict[str, Result]:
+    """Results by `method seed`."""
+    memory = Results(results)
+    ended = {
+        f"{t.method_label} {t.spec.seed_label}": memory.trial(t.hash).result() for t in planned(grid, *plugins).trials
+    }
+    return {name: result for name, result in ended.items() if result is not None}
+
+
+def runs(results: Path) -> dict[str, dict[str, Any]]:
+    """What MLflow holds of each trial, by hash, read from its tables: run, params, tags and points."""
+    with sqlite3.connect(results / "mlflow.db") as store:
+        listed = store.execute(
+            "select r.run_uuid, t.value, r.status from runs r join tags t on t.run_uuid = r.run_uuid"
+            " where t.key = 'hash' and r.lifecycle_stage = 'active'"
+        ).fetchall()
+        return {
+            hash: {
+                "run": run,
+                "status": status,
+                "params": dict(store.execute("select key, value from params where run_uuid = ?", (run,)).fetchall()),
+                "tags": dict(store.execute("select key, value from tags where run_uuid = ?", (run,)).fetchall()),
+                "points": sorted(
+                    store.execute(
+                        "select key, step, value from metrics where run_uuid = ?"
+                        " and key not like 'time/%' and key not like 'system/%'",
+                        (run,),
+                    ).fetchall()
+                ),
+            }
+            for run, hash, status in listed
+        }
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    return {str(p): (p.stat().st_mtime_ns, p.stat().st_size) for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A small grid that was run once: its file and its results folder."""
+    folder = tmp_path_factory.mktemp("finished")
+    grid = write_grid(folder, SMALL)
+    shown = harness("run", grid, "--results", folder / "results")
+    assert "digits/mlp: test/accuracy" in shown
+    assert "harness ui" in shown
+    return grid, folder / "results"
+
+
+def test_a_finished_grid_is_left_alone(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    grid, results = finished
+    before = snapshot(results)
+    blocker = tmp_path / "sitecustomize.py"
+    blocker.write_text(
+        "import sys\n"
+        "class Block:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('torch', 'ray', 'mlflow'):\n"
+        "            raise ImportError(f'{name} is blocked')\n"
+        "sys.meta_path.insert(0, Block())\n"
+    )
+    shown = harness("run", grid, "--results", results, PYTHONPATH=str(tmp_path))
+    assert "digits/mlp: test/accuracy" in shown
+    assert "Everything is done." in harness("plan", grid, "--results", results, PYTHONPATH=str(tmp_path))
+    assert snapshot(results) == before
+
+
+def test_one_more_seed_runs_that_seed(finished: tuple[Path, Path]) -> None:
+    grid, results = finished
+    before = {path: stamp for path, stamp in snapshot(results / "trials").items() if not path.endswith("lock")}
+    shown = harness("run", grid, "--results", results, "--set", "seeds=3")
+    assert "2 of 6 trials to run" in shown
+    after = snapshot(results / "trials")
+    assert {path: after[path] for path in before} == before
+    assert len(runs(results)) == 6
+
+
+def test_mlflow_is_a_projection(finished: tuple[Path, Path]) -> None:
+    grid, results = finished
+    before = runs(results)
+    (results / "mlflow.db").unlink()
+    harness("sync", "--results", results)
+    after = runs(results)
+    assert before.keys() == after.keys()
+    for hash, run in before.items():
+        assert (run["params"], run["points"], run["status"]) == (
+            after[hash]["params"],
+            after[hash]["points"],
+            after[hash]["status"],
+        )
+    for trial in planned(grid).trials:
+        tags = after[trial.hash]["tags"]
+        assert tags["task"], tags["method"] == (trial.task_label, trial.method_label)
+        assert (tags["seed"], tags["status"], tags["code"]) == (trial.spec.seed_label, "finished", trial.code)
+        assert (
+            after[trial.hash]["params"]["recipe.steps" if "recipe.steps" in after[trial.hash]["params"] else "steps"]
+            == "40"
+        )
+        names = {key for key, _, _ in after[trial.hash]["points"]}
+        assert {"train/loss", "val/accuracy", "test/accuracy", "probe/oui/mean"} <= names
+
+
+SLOW = """
+import time
+
+@register_method("slow")
+class Slow(Method):
+    def after_step(self, state):
+        time.sleep(0.03)
+"""
+
+SLOW_GRID = """
+name: slow
+tasks: [digits/mlp]
+methods: [slow + adamw, slow + sgd]
+seeds: 2
+recipes: [{set: {steps: 150, record_every: 10}}]
+probes: [oui]
+"""
+
+
+def test_a_killed_driver_loses_nothing(tmp_path: Path) -> None:
+    grid, code = write_grid(tmp_path, SLOW_GRID), plugin(tmp_path, SLOW)
+    hashes = [trial.hash for trial in planned(grid, code).trials]
+    undisturbed, results = tmp_path / "undisturbed", tmp_path / "results"
+    harness("run", grid, "--results", undisturbed, "--plugin", code)
+
+    run = command("run", grid, "--results", results, "--plugin", code, "--commit-every", 1)
+    process = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
+    memory = Results(results)
+
+    def halfway() -> bool:
+        commits = {hash: memory.trial(hash).commit() for hash in runs_or_none(results)}
+        return any(commit and commit.checkpoint for commit in commits.values())
+
+    kill_when(process, halfway)
+    before = runs_or_none(results)
+    unfinished = [hash for hash in before if memory.trial(hash).commit() and not memory.trial(hash).result()]
+    assert unfinished
+    assert len(before) < len(hashes)
+    harness("run", grid, "--results", results, "--plugin", code)
+
+    after, expected = runs(results), runs(undisturbed)
+    assert after.keys() == set(hashes)
+    for hash in hashes:
+        mine, theirs = memory.trial(hash).result(), Results(undisturbed).trial(hash).result()
+        assert mine is not None
+        assert theirs is not None
+        assert timeless(mine.metrics) == timeless(theirs.metrics)
+        assert after[hash]["points"] == expected[hash]["points"], "every number is that of an undisturbed run, once"
+    assert any(memory.trial(hash).result().attempt > 1 for hash in unfinished)  # type: ignore[union-attr]
+    assert {hash: run["run"] for hash, run in after.items() if hash in before} == {
+        hash: run["run"] for hash, run in before.items()
+    }, "an interrupted trial goes on in its run"
+
+
+def runs_or_none(results: Path) -> dict[str, dict[str, Any]]:
+    try:
+        return runs(results)
+    except sqlite3.Error:
+        return {}
+
+
+TROUBLE = """
+import os, time
+import torch
+
+@register_method("nan")
+class NaN(Method):
+    def after_step(self, state):
+        with torch.no_grad():
+            next(state.model.parameters()).fill_(float("nan"))
+
+@register_method("raises")
+class Raises(Method):
+    def after_step(self, state):
+        raise KeyError("mistake")
+
+@register_method("hangs")
+class Hangs(Method):
+    def after_step(self, state):
+        time.sleep(600)
+
+@register_method("eats")
+class Eats(Method):
+    def after_step(self, state):
+        eaten = []
+        while True:
+            eaten.append(torch.ones(16 << 20))
+
+@register_method("exits")
+class Exits(Method):
+    def after_step(self, state):
+        os._exit(0)
+"""
+
+
+def test_trouble_gets_its_status_and_the_grid_goes_on(tmp_path: Path) -> None:
+    code = plugin(tmp_path, TROUBLE)
+    grid = write_grid(
+        tmp_path,
+        """
+        name: trouble
+        tasks: [digits/mlp]
+        methods: [nan, raises, hangs, eats, exits, adamw]
+        seeds: 1
+        recipes: [{set: {steps: 40}}]
+        resources: {memory: 2GiB, time: 8s}
+        """,
+    )
+    results = tmp_path / "results"
+    shown = harness("run", grid, "--results", results, "--plugin", code, status=1)
+    ended = {name: result.status.value for name, result in found(grid, results, code).items()}
+    assert ended == {
+        "nan 0": "diverged",
+        "raises 0": "failed",
+        "hangs 0": "timed-out",
+        "eats 0": "out-of-memory",
+        "exits 0": "failed",
+        "adamw 0": "finished",
+    }
+    assert "KeyError: 'mistake'" in shown
+    tags = {run["tags"]["method"]: run["tags"]["status"] for run in runs(results).values()}
+    assert tags == {name.removesuffix(" 0"): status for name, status in ended.items()}
+    again = harness("run", grid, "--results", results, "--plugin", code, status=1)
+    assert "2 of 6 trials to run" in again, "only what ran out of memory or time is tried again"
+
+
+STAGED = """
+@register_method("takes")
+class Takes(Method):
+    horizon: float = 1.0
+
+    def parameter_groups(self, groups, recipe):
+        assert self.horizon > 1
+        return groups
+"""
+
+
+def test_stages_and_what_is_blocked(tmp_path: Path) -> None:
+    code = plugin(tmp_path, TROUBLE + STAGED)
+    grid = write_grid(
+        tmp_path,
+        """
+        name: staged
+        tasks: [digits/mlp]
+        methods:
+          - adamw
+          - raises
+          - takes: {horizon: {from: adamw, metric: selected_step}}
+          - takes + sgd: {takes: {horizon: {from: raises, metric: selected_step}}}
+        seeds: 1
+        recipes: [{set: {steps: 40}}]
+        """,
+    )
+    results = tmp_path / "results"
+    harness("run", grid, "--results", results, "--plugin", code, status=1)
+    ended = found(grid, results, code)
+    statuses = sorted(result.status.value for result in ended.values())
+    assert statuses == ["blocked", "failed", "finished", "finished"]
+    (taken,) = [result for result in ended.values() if result.values]
+    assert list(taken.values.values()) == [ended["adamw 0"].metrics["selected_step"]]
+    params = {run["tags"]["method"]: run["params"] for run in runs(results).values()}
+    assert any(str(int(next(iter(taken.values.values())))) in str(value) for value in params.values())
+
+
+def test_a_plugin_of_ten_lines_on_three_families(tmp_path: Path) -> None:
+    code = tmp_path / "sign.py"
+    code.write_text(
+        "from harness import Method, register_method\n\n\n"
+        '@register_method("sign_gradient")\n'
+        "class SignGradient(Method):\n"
+        '    """Steps by the sign of each gradient."""\n\n'
+        "    def before_step(self, state):\n"
+        "        for parameter in state.model.parameters():\n"
+        "            parameter.grad.sign_()\n"
+    )
+    grid = write_grid(
+        tmp_path,
+        """
+        name: families
+        tasks: [digits/mlp, cartpole/ppo, poisson/pinn]
+        methods: [sign_gradient + sgd]
+        seeds: 1
+        recipes:
+          - {set: {lr: 1e-4}}
+          - {task: digits/mlp, set: {steps: 20}}
+          - {task: cartpole/ppo, set: {env_steps: 1024}}
+          - {task: poisson/pinn, set: {steps: 20}}
+        """,
+    )
+    results = tmp_path / "results"
+    harness("run", grid, "--results", results, "--plugin", code)
+    memory = Results(results)
+    assert [memory.trial(t.hash).result().status for t in planned(grid, code).trials] == ["finished"] * 3  # type: ignore[union-attr]
+
+
+def test_the_foreground_gives_the_same_numbers(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    """Through Ray, and with neither Ray nor MLflow to be imported."""
+    grid, results = finished
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['ray'] = sys.modules['mlflow'] = None\n")
+    arguments = ["--probe", "oui", "--set", "recipe.steps=40", "--set", "recipe.record_every=5", "--seed", "1"]
+    place = tmp_path / "foreground"
+    shown = harness("trial", "digits/mlp", "adamw", *arguments, "--results", place, PYTHONPATH=str(tmp_path))
+    (trial,) = [t for t in planned(grid).trials if (t.method_label, t.spec.seed_label) == ("adamw", "1")]
+    through_ray, alone = Results(results).trial(trial.hash), Results(place).trial(trial.hash)
+    assert timeless(through_ray.result().metrics) == timeless(alone.result().metrics)  # type: ignore[union-attr]
+    numbers = [
+        [(record["step"], timeless(record["metrics"])) for record in records.records()]
+        for records in (through_ray, alone)
+    ]
+    assert numbers[0] == numbers[1]
+    assert f"test/accuracy {alone.result().metrics['test/accuracy']:.10g}" in shown  # type: ignore[union-attr]

@@ -1,0 +1,141 @@
+"""The command line: what it answers to bad input, and what it prints."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from planning.malformed import MALFORMED, Malformed
+from support import command, harness, plugin, write_grid
+
+LIGHT = [case for case in MALFORMED if not case.heavy][::3]
+
+
+@pytest.mark.parametrize("case", LIGHT, ids=lambda case: case.name)
+def test_a_malformed_grid_starts_nothing(case: Malformed, tmp_path: Path) -> None:
+    file = case.write(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    sets = [argument for override in case.overrides for argument in ("--set", override)]
+    asked = command("run", file, "--results", tmp_path / "results", *sets)
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert not done.stdout
+    (line,) = done.stderr.splitlines()
+    assert "grid.yaml" in line or "--set" in line or case.file in line
+    assert case.field in line
+    for part in case.says:
+        assert part in line
+    assert sorted(tmp_path.rglob("*")) == before, "nothing is written"
+
+
+def test_help_needs_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'ray', 'mlflow', 'numpy', 'scipy', 'pydantic'): sys.modules[name] = None\n"
+        "from harness.cli import app\n"
+        "app(['--help'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "Runs what is not done of a grid" in done.stdout
+
+
+def test_list_and_describe() -> None:
+    listed = harness("list")
+    for name in ("digits/mlp", "cartpole/ppo", "poisson/pinn", "digits/federated", "balanced_adam", "oui"):
+        assert name in listed
+    card = harness("describe", "balanced_adam")
+    for part in ("beta", "0.95", "owns: betas, optimizer", "arXiv 2601.21739"):
+        assert part in card
+    assert "did you mean 'balanced_adam'?" in harness("describe", "balanced_adan", status=2)
+
+
+def test_a_plugin_is_checked(tmp_path: Path) -> None:
+    good = plugin(
+        tmp_path,
+        '''
+        @register_method("halves")
+        class Halves(Method):
+            """Halves every gradient."""
+
+            def before_step(self, state):
+                for parameter in state.model.parameters():
+                    parameter.grad.mul_(0.5)
+        ''',
+    )
+    shown = harness("describe", "halves", "--check", "--plugin", good)
+    assert "FAIL" not in shown
+    assert "resume is exact" in shown
+
+
+def test_a_plugin_that_forgets_its_state_is_found_out(tmp_path: Path) -> None:
+    forgetful = plugin(
+        tmp_path,
+        '''
+        @register_method("forgets")
+        class Forgets(Method):
+            """Counts its steps and does not save the count."""
+
+            def before_step(self, state):
+                self.steps = getattr(self, "steps", 0) + 1
+                for parameter in state.model.parameters():
+                    parameter.grad.mul_(1 / self.steps)
+        ''',
+    )
+    shown = harness("describe", "forgets", "--check", "--plugin", forgetful, status=1)
+    assert "FAIL  digits/mlp: resume is exact" in shown
+
+
+def test_a_broken_plugin_is_named_and_the_rest_goes_on(tmp_path: Path) -> None:
+    broken = plugin(tmp_path, "import a_module_that_is_not_there\n")
+    shown = harness("list", "--plugin", broken)
+    assert "plugin plugin.py: left out, it does not load (ModuleNotFoundError" in shown
+    assert "digits/mlp" in shown
+
+
+def test_a_collision_is_an_error(tmp_path: Path) -> None:
+    twice = plugin(tmp_path, '@register_method("adamw")\nclass Mine(Method):\n    """Another."""\n')
+    assert (
+        "method 'adamw' is registered twice: by training-harness:methods.baselines and by plugin plugin.py"
+        in harness("list", "--plugin", twice, status=2)
+    )
+
+
+def test_impossible_resources_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    grid = write_grid(
+        tmp_path,
+        """
+        name: large
+        tasks: [digits/mlp]
+        methods: [adamw]
+        seeds: 1
+        resources: {cpus: 4096}
+        """,
+    )
+    shown = harness("run", grid, "--results", tmp_path / "results", status=2)
+    assert "resources.cpus: found 4096, allowed: at most" in shown
+    assert not (tmp_path / "results").exists()
+
+
+def test_explain_says_where_values_come_from(tmp_path: Path) -> None:
+    grid = write_grid(
+        tmp_path,
+        """
+        name: explained
+        tasks: [digits/mlp]
+        methods: [adamw]
+        seeds: 1
+        recipes: [{set: {lr: 1e-2}}]
+        """,
+    )
+    place = ["--results", tmp_path / "results"]
+    listed = harness("plan", grid, *place)
+    assert "1 new" in listed
+    shown = harness("plan", grid, *place, "--explain", "", "--set", "recipe.steps=7")
+    rows = {line.split()[0]: line.split() for line in shown.splitlines() if line.strip()}
+    assert rows["recipe.lr"][1:] == ["0.01", "recipes[0].set.lr"]
+    assert rows["recipe.steps"][1:] == ["7", "--set"]
+
+
+def test_what_comes_later_says_so() -> None:
+    assert "not yet" in harness("submit", "grid.yaml", status=2)
