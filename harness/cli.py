@@ -66,7 +66,7 @@ def console() -> Console:
     """Standard output; 100 columns where it is no terminal."""
     from rich.console import Console
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 100)
 
 
 @app.command("list")
@@ -144,12 +144,16 @@ def plan(
     results: ResultsOption = RESULTS,
 ) -> None:
     """Shows what a grid holds and what of it is done: cells, reasons, statuses, an estimate of the time."""
+    from harness.planning.errors import GridError
     from harness.showing import explanation, overview
 
     planned, memory = _plan(grid, set_, open_registry(plugin), results)
     out = console()
     if explain is not None:
-        out.print(explanation(planned, explain))
+        try:
+            out.print(explanation(planned, explain))
+        except GridError as error:
+            raise fail(str(error), 2) from error
         return
     for part in overview(planned, memory, os.cpu_count() or 1):
         out.print(part)

@@ -206,7 +206,7 @@ class Attempt:
     """One attempt at a trial: the only writer of its records.
 
     Entering takes the trial's lock, and numbers the attempt after those before it. What earlier attempts committed is
-    taken up if it was computed by the same code, and left behind otherwise.
+    taken up if it was computed by the same code and its checkpoint is there, and left behind otherwise.
 
     Raises:
         Locked: if another process holds the trial.
@@ -229,7 +229,7 @@ class Attempt:
         write_atomically(folder / "holder", holder, durable=False)
         write_atomically(folder / "trial.json", self._spec_json, durable=False)
         (folder / "result.json").unlink(missing_ok=True)
-        if before and before.code == self.code:
+        if before and before.code == self.code and before.checkpoint:
             self.state = Commit(**asdict(before) | {"attempt": number})
         else:
             self.state = Commit(number, self.code, started=time.time())

@@ -50,6 +50,13 @@ class Writer:
 
     def follow(self) -> Report:
         """Projects until the grid has ended, and once more."""
+        try:
+            self._until_ended()
+            return self._last_pass()
+        finally:
+            self._close()
+
+    def _until_ended(self) -> None:
         wait = EVERY
         while not self.ended.is_set():
             began = time.monotonic()
@@ -57,7 +64,6 @@ class Writer:
             took = time.monotonic() - began
             wait = max(EVERY, 2 * took) if self._projection else min(LONGEST, 2 * wait)
             self._rest(wait)
-        return self._last_pass()
 
     def _rest(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -76,14 +82,16 @@ class Writer:
 
     def _pass(self, go_on: Callable[[], bool], *, everything: bool, driven: bool) -> Report:
         try:
-            self._projection = self._projection or Projection(self.results, self.grid, self.tracking)
+            if self._projection is None:  # the writer of a driver that died may be at it a little longer
+                wait = WORKERS_END + EVERY if self.ended.is_set() else 0.0
+                self._projection = Projection(self.results, self.grid, self.tracking, wait)
             return self._projection.bring_up_to_date(go_on, everything=everything, driven=driven)
         except (TrackingError, RecordsError) as error:
             problem = str(error)
-        self.close()
+        self._close()
         return Report(pending=len(recorded(self.results, self.grid) - self._shown), problem=problem)
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """Lets go of the store: the next pass opens it anew."""
         if self._projection:
             self._shown |= self._projection.settled
@@ -125,8 +133,6 @@ def main() -> int:
     except Exception as error:
         os.write(terminal, f"MLflow: the writer failed ({error}). Next: harness sync {options.grid}\n".encode())
         raise
-    finally:
-        writer.close()
     if report.pending:
         told = f"MLflow: {report.pending} trials are not, or not fully, projected ({report.problem})"
         os.write(terminal, f"{told}. Next: harness sync {options.grid}\n".encode())

@@ -87,7 +87,7 @@ def test_a_record_refuses_nan(results: Path) -> None:
 def _hold(results: str, ready: object) -> None:
     with attempt(Path(results)) as one:
         one.record({"step": 1})
-        one.commit(1)
+        one.commit(1, b"one")
         ready.set()  # type: ignore[attr-defined]
         time.sleep(60)
 
@@ -111,7 +111,7 @@ def test_one_process_writes_a_trial(results: Path) -> None:
 def test_an_older_attempt_that_wakes_up_writes_nothing(results: Path) -> None:
     with attempt(results) as old:
         old.record({"step": 1})
-        old.commit(1)
+        old.commit(1, b"one")
         old._lock.release()  # as after a network split: the lock is gone, the process is not
         with attempt(results) as new:
             new.record({"step": 2})

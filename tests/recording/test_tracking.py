@@ -558,7 +558,6 @@ def test_the_writer_of_a_dead_driver_waits_for_its_workers_and_ends(memory: Resu
         assert thread.is_alive()
     thread.join(20)
     assert not thread.is_alive()
-    writer.close()
     run = shown(memory)[trial.hash]
     assert (run["tags"]["status"], run["info"][2]) == ("unfinished", "KILLED")
 

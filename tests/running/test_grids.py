@@ -1,5 +1,6 @@
 """Whole grids on a real Ray cluster with a real MLflow store: faults, reruns, stages, plugins."""
 
+import os
 import sqlite3
 import subprocess
 from pathlib import Path
@@ -131,12 +132,12 @@ def test_mlflow_is_a_projection(finished: tuple[Path, Path]) -> None:
 
 
 SLOW = """
-import time
+import os, time
 
 @register_method("slow")
 class Slow(Method):
     def after_step(self, state):
-        time.sleep(0.03)
+        time.sleep(float(os.environ.get("SLOW_SECONDS", "0")))
 """
 
 SLOW_GRID = """
@@ -156,7 +157,8 @@ def test_a_killed_driver_loses_nothing(tmp_path: Path) -> None:
     harness("run", grid, "--results", undisturbed, "--plugin", code)
 
     run = command("run", grid, "--results", results, "--plugin", code, "--commit-every", 1)
-    process = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
+    slowly = os.environ | {"SLOW_SECONDS": "0.2"}
+    process = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True, env=slowly)
     memory = Results(results)
 
     def halfway() -> bool:
@@ -177,6 +179,7 @@ def test_a_killed_driver_loses_nothing(tmp_path: Path) -> None:
         assert mine is not None
         assert theirs is not None
         assert timeless(mine.metrics) == timeless(theirs.metrics)
+        assert mine.weights == theirs.weights, "the final weights have the same bits"
         assert after[hash]["points"] == expected[hash]["points"], "every number is that of an undisturbed run, once"
     assert any(memory.trial(hash).result().attempt > 1 for hash in unfinished)  # type: ignore[union-attr]
     assert {hash: run["run"] for hash, run in after.items() if hash in before} == {
