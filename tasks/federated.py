@@ -153,7 +153,7 @@ class FederatedDigits(Digits):
                 raise ValueError(f"{name}: found {getattr(self, name)}, must be positive")
 
     def recipe(self) -> FederatedRecipe:
-        return FederatedRecipe(rounds=40, clients_per_round=5, batch=16, lr=2e-2, schedule="cosine")
+        return FederatedRecipe(rounds=40, clients_per_round=5, batch=8, lr=4e-2, eps=1e-2, schedule="cosine")
 
     def check(self, recipe: Recipe) -> None:
         assert isinstance(recipe, FederatedRecipe)

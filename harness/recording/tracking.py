@@ -80,6 +80,10 @@ class Projection:
         self.submissions = submissions(results, grid)
         if not self.submissions:
             raise RecordsError(f"{results.grid(grid)}: holds no submission; run the grid first")
+        self.user = str(self.submissions[0].about["user"])
+        self.trials = submitted(self.submissions)
+        self._planned = {trial.hash for trial in self.submissions[-1].trials()}
+        self._seen: dict[str, Summary] = {}
         self._lock = FileLock(results.grid(grid) / "tracking.lock")
         try:
             self._lock.acquire(timeout=wait)
@@ -92,10 +96,6 @@ class Projection:
         except BaseException:
             self._lock.release()
             raise
-        self.user = str(self.submissions[-1].about["user"])
-        self.trials = submitted(self.submissions)
-        self._planned = {trial.hash for trial in self.submissions[-1].trials()}
-        self._seen: dict[str, Summary] = {}
 
     def close(self) -> None:
         """Lets another process take over."""

@@ -67,7 +67,7 @@ def _visit(training: Training, server: Server, index: int) -> Update:
     """A client's visit: its local steps with an optimizer of its own, and what it sends back."""
     state, method, workload = training.state, training.method, training.workload
     assert isinstance(workload, FederatedWorkload)
-    torch.manual_seed(state.streams.seed(f"method/{server.round}/{index}"))  # what draws without a stream: dropout
+    _seed_default(state.streams.seed(f"method/{server.round}/{index}"))
     state.horizon = workload.enter(index, server.round)
     state.step = 0
     state.optimizer = build_optimizer(method, state)
@@ -89,6 +89,13 @@ def _visit(training: Training, server: Server, index: int) -> Update:
     live = model_tensors(state.model)
     delta = {name: live[name] - sent for name, sent in server.weights.items()}
     return Update(index, client.size, delta, payload)
+
+
+def _seed_default(seed: int) -> None:
+    """Seeds what draws without a stream, such as dropout. (`torch.manual_seed` formats stack traces: half a client's visit.)"""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(seed)
 
 
 def _factor(state: State, method: Composition, updates: Sequence[Update]) -> Tensor | None:
