@@ -25,10 +25,12 @@ class PhysicsRecipe(Recipe):
     """The recipe of a physics-informed network; `batch` are the interior points of a step."""
 
     boundary: int = 64  # points of a step on the faces where conditions hold
-    boundary_weight: float = 300.0  # what the mean square of the conditions' misfit counts beside that of the residual
+    # What the two mean squares count. For the Poisson task the weighted residual starts near one, which plain SGD can follow.
+    residual_weight: float = 0.01
+    boundary_weight: float = 3.0
 
     def __post_init__(self) -> None:
-        for name in ("boundary", "boundary_weight"):
+        for name in ("boundary", "residual_weight", "boundary_weight"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: found {getattr(self, name)}, must be positive")
         super().__post_init__()
@@ -67,13 +69,13 @@ class PhysicsInformed(Workload):
         return {"interior": inside.to(self._device), "boundary": on_faces.to(self._device)}
 
     def objective(self, model: nn.Module, batch: Batch) -> Objective:
-        """Mean square of the residual plus the weighted mean square of the conditions' misfit; both are the predictions."""
+        """The weighted sum of the mean squares of the residual and of the conditions' misfit; these are the predictions."""
         interior, boundary = batch["interior"], batch["boundary"]
         residual = self._equation.residual(interior, jet(model, interior, self._equation.space))
         misfit = self._equation.misfit(boundary, model(boundary))
         inside, on_faces = residual.square().mean(), misfit.square().mean()
         return Objective(
-            inside + self._recipe.boundary_weight * on_faces,
+            self._recipe.residual_weight * inside + self._recipe.boundary_weight * on_faces,
             {"residual": residual, "boundary": misfit},
             len(interior) + len(boundary),
             {"residual": inside.detach(), "boundary": on_faces.detach()},

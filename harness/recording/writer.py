@@ -122,7 +122,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which then closes our input
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
     watch_input(ended)
-    os.nice(10)
+    os.nice(19)
     terminal = os.dup(2)
     log = os.open(results.grid(options.grid) / "writer.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     for stream in (1, 2):  # what libraries print is no news for whoever watches the grid

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import json
 import math
 import mmap
@@ -198,6 +199,8 @@ def _warm_up(registry: Any) -> None:
     torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
     environment()
     registry.preload()
+    gc.collect()
+    gc.freeze()  # what is there now is never collected: a collection in a child would copy the pages it touches
 
 
 def _ending(waited: int, cause: str | None, ending: str) -> tuple[Status | None, str]:
@@ -274,6 +277,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with socket.socket(fileno=int(sys.argv[1])) as channel:
         Warm(channel, json.loads(sys.argv[2])).serve()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # nothing is left to clean up, and libraries complain about objects that a frozen collector kept
 
 
 if __name__ == "__main__":
