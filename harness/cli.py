@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from harness.planning.plan import Plan
+    from harness.recording.records import Results
     from harness.registry import Registry
 
 app = typer.Typer(
@@ -198,17 +200,26 @@ def run(
     raise typer.Exit(status)
 
 
-def _plan(grid: Path, overrides: list[str] | None, registry: Registry, results: Path) -> tuple[Any, Any]:
+def _plan(grid: Path, overrides: list[str] | None, registry: Registry, results: Path) -> tuple[Plan, Results]:
     """The plan of a grid and the results folder, or exit status 2."""
     from harness.planning.errors import GridError
     from harness.planning.grid import load_grid
     from harness.planning.plan import build_plan
+
+    memory = _memory(results)
+    try:
+        return build_plan(load_grid(grid, overrides or [], registry), registry), memory
+    except GridError as error:
+        raise fail(str(error), 2) from error
+
+
+def _memory(results: Path) -> Results:
+    """The results folder, or exit status 2."""
     from harness.recording.records import RecordsError, Results
 
     try:
-        memory = Results(results)
-        return build_plan(load_grid(grid, overrides or [], registry), registry), memory
-    except (GridError, RecordsError) as error:
+        return Results(results)
+    except RecordsError as error:
         raise fail(str(error), 2) from error
 
 
@@ -220,18 +231,27 @@ def sync(
 ) -> None:
     """Brings MLflow up to date with the results folder; without mlflow.db it is built anew."""
     from harness.options import nearest
-    from harness.recording.records import Results
+    from harness.recording.records import RecordsError
+    from harness.recording.store import TrackingError
     from harness.recording.tracking import sync as project
 
-    memory = Results(results)
+    memory = _memory(results)
     folder = memory.folder / "grids"
     known = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     if grid is not None and grid not in known:
         raise fail(f"GRID: found {grid!r}, allowed: {', '.join(known) or 'none yet'}{nearest(grid, known)}", 2)
     if not known:
         raise fail(f"--results: {memory.folder} holds no grid; run one first: harness run GRID", 2)
+    pending = 0
     for name in [grid] if grid else known:
-        typer.echo(f"{name}: {project(memory, name, tracking)}")
+        try:
+            report = project(memory, name, tracking)
+        except (TrackingError, RecordsError) as error:
+            raise fail(f"{name}: {error}", 3) from error
+        pending += report.pending
+        typer.echo(f"{name}: {report}")
+    if pending:
+        raise fail("MLflow is not up to date; nothing is lost. Next: harness sync", 3)
     typer.echo(f"Next: harness ui --results {results}")
 
 
@@ -242,10 +262,9 @@ def ui(
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 5000,
 ) -> None:
     """Opens MLflow on the results folder, for this machine alone."""
-    from harness.recording.records import Results
     from harness.recording.tracking import ui_command
 
-    memory = Results(results)
+    memory = _memory(results)
     if tracking is None and not (memory.folder / "mlflow.db").exists():
         raise fail(f"--results: {memory.folder} holds no mlflow.db; make it with: harness sync", 2)
     typer.echo(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)")

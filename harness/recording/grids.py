@@ -13,6 +13,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 import shlex
 import socket
 import sys
@@ -116,7 +117,7 @@ def open_submission(
     write_atomically(submission.folder / "plan.json", json.dumps(plan))
     write_atomically(submission.folder / "environment.json", json.dumps(dict(environment), indent=1))
     about = {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *map(without_password, sys.argv[1:])]),
         "user": _user(),
         "host": socket.gethostname(),
         "process": os.getpid(),
@@ -124,6 +125,15 @@ def open_submission(
     }
     write_atomically(submission.folder / "submission.json", json.dumps(about, indent=1))
     return submission
+
+
+def without_password(argument: str) -> str:
+    """An argument without the user and password that an address may carry.
+
+    >>> without_password("postgresql://me:secret@host/runs")
+    'postgresql://host/runs'
+    """
+    return re.sub(r"(?<=://)[^/@\s]+@", "", argument)
 
 
 def _user() -> str:
