@@ -117,6 +117,7 @@ class Run:
                     "plugins": [str(plugin) for plugin in self.options.plugins],
                     "commit_every": self.options.commit_every,
                     "report_every": 1.0,
+                    "slots": progress.slots,
                 }
                 self._take(run_units(units, settings, progress))
             if self.outcome.interrupted or self.outcome.unwritable():
@@ -170,7 +171,8 @@ def request_of(trial: PlannedTrial) -> Request:
 
 def unit_of(trial: PlannedTrial, values: dict[str, Any]) -> Unit:
     """A unit of one trial."""
-    return Unit([UnitTrial(trial.hash, trial.spec.to_json(), trial.code, values)], request_of(trial))
+    carried = UnitTrial(trial.hash, trial.spec.to_json(), trial.code, values)
+    return Unit([carried], request_of(trial), trial.cell)
 
 
 def submitted(trial: PlannedTrial) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from rich.live import Live
 from rich.table import Table
 
 from harness.recording.records import Status
-from harness.running.units import Unit
 from harness.seconds import duration
 
 PLAIN_EVERY = 15.0
@@ -63,9 +62,8 @@ class Progress:
         else:
             self.console.print(self.line())
 
-    def started(self, unit: Unit) -> None:
-        for trial in unit.trials:
-            self._begun[trial.hash] = time.monotonic()
+    def started(self, hash: str) -> None:
+        self._begun[hash] = time.monotonic()
 
     def moved(self, hash: str, step: int) -> None:
         self._share[hash] = step / self._cells[hash][2]

@@ -34,7 +34,7 @@ SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "300",
-    "TUNE_MAX_PENDING_TRIALS_PG": "64",
+    "TUNE_MAX_PENDING_TRIALS_PG": "8",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "0",
 }
@@ -48,8 +48,8 @@ class Infeasible(ValueError):
 class Listener(Protocol):
     """Hears of units while they run."""
 
-    def started(self, unit: Unit) -> None:
-        """A unit has a worker."""
+    def started(self, hash: str) -> None:
+        """A trial runs."""
 
     def moved(self, hash: str, step: int) -> None:
         """A trial is at a step."""
@@ -134,7 +134,8 @@ def run_units(units: Sequence[Unit], settings: dict[str, Any], listener: Listene
 
     Args:
         units: what is to run; records say what becomes of it.
-        settings: what `Worker` takes: `results`, `plugins`, `commit_every`, `report_every`.
+        settings: what `Worker` takes: `results`, `plugins`, `commit_every`, `report_every`; and `slots`, how many trials
+            run at a time.
         listener: hears of progress.
     """
     outcome, suspects = Outcome(), Counter[str]()
@@ -148,7 +149,7 @@ def run_units(units: Sequence[Unit], settings: dict[str, Any], listener: Listene
         crashed = _fit(batch, settings, watch, attempt)
         settled = watch.settled()
         if crashed:
-            suspects.update(unit.name for unit in watch.running())
+            suspects.update(watch.running())
             if alone and batch[0].name not in settled:
                 outcome.out_of_memory.append(batch[0])
                 settled.add(batch[0].name)
@@ -159,41 +160,61 @@ def run_units(units: Sequence[Unit], settings: dict[str, Any], listener: Listene
 
 
 class Watch:
-    """Keeps book of one Tuner's units, from what its callback hears."""
+    """Keeps book of one Tuner's units, from what its callback and its search hear."""
 
     def __init__(self, units: Sequence[Unit], listener: Listener, outcome: Outcome) -> None:
         self.units = {unit.name: unit for unit in units}
         self.listener, self.outcome = listener, outcome
+        self._cells = {trial.hash: unit.cell for unit in units for trial in unit.trials}
+        self._carried: dict[str, list[str]] = {}
         self._started: set[str] = set()
+        self._begun: set[str] = set()
         self._given_up: set[str] = set()
+        self._seconds: dict[str, list[float]] = {}
+
+    def carry(self, name: str, names: list[str]) -> None:
+        """The Tune trial `name` carries these units."""
+        self._carried[name] = names
+
+    def seconds(self, cell: str) -> float | None:
+        """How long a trial of a cell takes, so far as one knows."""
+        known = self._seconds.get(cell)
+        return sum(known) / len(known) if known else None
 
     def start(self, name: str) -> None:
-        self._started.add(name)
-        self.listener.started(self.units[name])
+        """A Tune trial has a worker."""
+        self._started.update(self._carried[name])
 
     def report(self, result: dict[str, Any]) -> None:
-        if result["running"]:
-            self.listener.moved(result["running"], result["at"])
-        for hash, ended in result["ended"].items():
+        """A worker tells where it is."""
+        for hash, (ended, seconds) in result["ended"].items():
             if hash not in self.outcome.ended:
                 self.outcome.ended[hash] = ended
+                self._seconds.setdefault(self._cells[hash], []).append(seconds)
                 self.listener.ended(hash, ended)
+        if running := result["running"]:
+            if running not in self._begun:
+                self._begun.add(running)
+                self.listener.started(running)
+            self.listener.moved(running, result["at"])
 
     def give_up(self, name: str) -> None:
-        self._given_up.add(name)
-        self.outcome.lost.append(self.units[name])
+        """Tune has taken a trial up again as often as it may."""
+        for carried in set(self._carried[name]) - self.settled():
+            self._given_up.add(carried)
+            self.outcome.lost.append(self.units[carried])
 
     def settled(self) -> set[str]:
-        done = {
-            name
-            for name, unit in self.units.items()
-            if all(self.outcome.ended.get(trial.hash, "interrupted") != "interrupted" for trial in unit.trials)
-        }
+        """Units of which nothing is left to do."""
+        done = {name for name, unit in self.units.items() if all(self._over(trial.hash) for trial in unit.trials)}
         return done | self._given_up
 
-    def running(self) -> list[Unit]:
-        settled = self.settled()
-        return [self.units[name] for name in self._started if name not in settled]
+    def _over(self, hash: str) -> bool:
+        return self.outcome.ended.get(hash, "interrupted") != "interrupted"
+
+    def running(self) -> set[str]:
+        """Units that have a worker and are not settled."""
+        return self._started - self.settled()
 
 
 def _fit(units: Sequence[Unit], settings: dict[str, Any], watch: Watch, attempt: int) -> bool:
@@ -201,18 +222,19 @@ def _fit(units: Sequence[Unit], settings: dict[str, Any], watch: Watch, attempt:
     from ray import tune
     from ray.tune.error import TuneError
 
-    from harness.running.search import Hear, ListSearch, bundles
+    from harness.running.search import Hear, ListSearch
     from harness.running.worker import Worker
 
-    placements = {request: bundles(request) for request in {unit.request for unit in units}}
-    listed = [(unit, placements[unit.request]) for unit in units]
     table = {unit.name: unit.to_json() for unit in units}
     storage = Path(tempfile.mkdtemp(prefix="tune-", dir=settings["results"]))
     try:
         tune.Tuner(
             tune.with_parameters(Worker, table=table, settings=settings),
             tune_config=tune.TuneConfig(
-                search_alg=ListSearch(listed, attempt), reuse_actors=True, metric=None, mode=None
+                search_alg=ListSearch(units, watch, settings["slots"], attempt),
+                reuse_actors=True,
+                metric=None,
+                mode=None,
             ),
             run_config=tune.RunConfig(
                 name=f"tuner-{int(time.time())}-{attempt}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,10 @@ MAX_FAILURES = 3
 """How often Tune takes a unit up again after infrastructure trouble; what an author's code does never counts."""
 
 
+TOGETHER = 2.0
+"""Seconds of work that short units are put together to."""
+
+
 def bundles(request: Request) -> PlacementGroupFactory:
     """The placement group of a unit: one bundle."""
     bundle: dict[str, float] = {"CPU": request.cpus}
@@ -27,13 +32,20 @@ def bundles(request: Request) -> PlacementGroupFactory:
 
 
 class ListSearch(SearchAlgorithm):
-    """Hands out units one by one, in the order given; each Tune trial is named by the unit's first hash."""
+    """Hands out units in the order given; each Tune trial is named by the first hash that it carries.
 
-    def __init__(self, units: Sequence[tuple[Unit, PlacementGroupFactory]], attempt: int) -> None:
-        self._units = units
-        self._attempt = attempt
+    Once a cell is known to be short, several of its units go into one Tune trial: Tune's own work is then shared.
+    """
+
+    def __init__(self, units: Sequence[Unit], watch: Watch, slots: int, attempt: int) -> None:
+        self._units, self._watch, self._slots, self._attempt = units, watch, slots, attempt
+        self._placements = {request: bundles(request) for request in {unit.request for unit in units}}
         self._next = 0
         self._spec: dict[str, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: the results folder knows what is done."""
+        return {}
 
     @property
     def total_samples(self) -> int:
@@ -44,22 +56,34 @@ class ListSearch(SearchAlgorithm):
         self._spec = experiment.spec
 
     def next_trial(self) -> Trial | None:
-        if self._next >= len(self._units):
+        if self.is_finished():
             self.set_finished()
             return None
-        unit, placement = self._units[self._next]
-        self._next += 1
+        first = self._units[self._next]
+        together = self._units[self._next : self._next + self._count(first)]
+        self._next += len(together)
+        self._watch.carry(first.name, [unit.name for unit in together])
         return Trial(
             self._spec["run"],
-            config={"unit": unit.name},
-            trial_id=unit.name,
+            config={"units": [unit.name for unit in together]},
+            trial_id=first.name,
             storage=self._spec["storage"],
             checkpoint_config=self._spec["checkpoint_config"],
-            placement_group_factory=placement,
+            placement_group_factory=self._placements[first.request],
             max_failures=MAX_FAILURES,
             trial_name_creator=lambda trial: trial.trial_id,
             trial_dirname_creator=lambda trial: f"{trial.trial_id}-{self._attempt}",
         )
+
+    def _count(self, first: Unit) -> int:
+        """How many units go together: two seconds' worth, and never so many that a worker would have nothing to do."""
+        seconds = self._watch.seconds(first.cell)
+        if not seconds:
+            return 1
+        rest = self._units[self._next :]
+        most = max(1, min(int(TOGETHER / seconds), len(rest) // (2 * self._slots)))
+        alike = itertools.takewhile(lambda unit: (unit.cell, unit.request) == (first.cell, first.request), rest[:most])
+        return sum(1 for _ in alike)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Nothing to learn: the records say how a trial ended."""

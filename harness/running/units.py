@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -35,6 +36,8 @@ class Unit:
 
     trials: list[UnitTrial]
     request: Request
+    cell: str = ""
+    """Trials of one cell are expected to take as long, and short ones are handed over together."""
 
     @property
     def name(self) -> str:
@@ -49,4 +52,10 @@ class Unit:
     def from_json(text: str) -> Unit:
         """The reverse of `to_json`."""
         content = json.loads(text)
-        return Unit([UnitTrial(**trial) for trial in content["trials"]], Request(**content["request"]))
+        trials = [UnitTrial(**trial) for trial in content["trials"]]
+        return Unit(trials, Request(**content["request"]), content["cell"])
+
+    @staticmethod
+    def of(units: Sequence[Unit]) -> Unit:
+        """Several units of one cell as one."""
+        return Unit([trial for unit in units for trial in unit.trials], units[0].request, units[0].cell)

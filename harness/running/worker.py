@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ class UnitLost(RuntimeError):
 class Worker(tune.Trainable):
     """Runs units one after another; `step` returns about once a second, so that Tune can stop a unit.
 
-    `setup` takes `table`, the units as text by name, and `settings`: `results`, `plugins`, `commit_every`, `report_every`.
+    A configuration names the units to run, one after another. `setup` takes `table`, the units as text by name, and
+    `settings`: `results`, `plugins`, `commit_every`, `report_every`.
     """
 
     def setup(  # type: ignore[override]  # Tune hands over what `with_parameters` was given
@@ -26,20 +28,20 @@ class Worker(tune.Trainable):
     ) -> None:
         self._table, self._settings = table, settings
         self._warm: WarmHandle | None = None
-        self._begin(config["unit"])
+        self._begin(config["units"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         if self._running is not None:  # a scheduler stopped the unit: its trial commits and ends with the process
             self.cleanup()
             self._warm = None
-        self._begin(new_config["unit"])
+        self._begin(new_config["units"])
         return True
 
-    def _begin(self, name: str) -> None:
-        self._unit = Unit.from_json(self._table[name])
+    def _begin(self, names: list[str]) -> None:
+        self._unit = Unit.of([Unit.from_json(self._table[name]) for name in names])
         self._waiting = list(self._unit.trials)
         self._running: str | None = None
-        self._ended: dict[str, str] = {}
+        self._ended: dict[str, tuple[str, float]] = {}
 
     def _handle(self) -> WarmHandle:
         """The warm process, started anew where it is missing or was made for other resources."""
@@ -62,23 +64,27 @@ class Worker(tune.Trainable):
             UnitLost: if a trial's process was ended from outside.
         """
         warm = self._handle()
-        if self._running is None and self._waiting:
-            trial = self._waiting.pop(0)
-            self._running = trial.hash
-            warm.start(trial)
+        if self._running is None:
+            self._start_next(warm)
         step = 0
         for event in warm.events(self._settings["report_every"]):
             if event["event"] == "progress":
                 step = event["step"]
             elif event["event"] == "ended":
                 self._end(event)
-        done = self._running is None and not self._waiting
-        return {"done": done, "unit": self._unit.name, "running": self._running or "", "at": step, "ended": self._ended}
+                self._start_next(warm)
+        return {"done": self._running is None, "running": self._running or "", "at": step, "ended": self._ended}
+
+    def _start_next(self, warm: WarmHandle) -> None:
+        if self._waiting:
+            trial = self._waiting.pop(0)
+            self._running, self._since = trial.hash, time.monotonic()
+            warm.start(trial)
 
     def _end(self, event: dict[str, Any]) -> None:
         if event["status"] == "lost":
             raise UnitLost(f"trial {event['hash']}: {event['reason']}")
-        self._ended[event["hash"]] = event["status"] or event["reason"]
+        self._ended[event["hash"]] = event["status"] or event["reason"], time.monotonic() - self._since
         self._running = None
 
     def cleanup(self) -> None:

@@ -287,7 +287,7 @@ def _times(training: Training) -> dict[str, float]:
     env_steps = training.workload.progress().get("env_steps")
     if env_steps:
         times["time/env_steps_per_second"] = env_steps / seconds
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():
         times["system/peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
     return times
 

@@ -584,6 +584,7 @@ def answers(port: int) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.chaos
 def test_a_server_that_goes_away_in_the_middle_is_caught_up_with(
     memory: Results, results: Path, tmp_path: Path
 ) -> None:

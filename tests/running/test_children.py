@@ -17,6 +17,8 @@ from harness.registry import Registry
 from harness.running.children import WarmDied, WarmHandle, child_environment
 from harness.running.units import Request, UnitTrial
 
+pytestmark = pytest.mark.chaos
+
 TROUBLE = """
 import os, signal, sys, time
 import torch

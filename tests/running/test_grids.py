@@ -150,6 +150,7 @@ probes: [oui]
 """
 
 
+@pytest.mark.chaos
 def test_a_killed_driver_loses_nothing(tmp_path: Path) -> None:
     grid, code = write_grid(tmp_path, SLOW_GRID), plugin(tmp_path, SLOW)
     hashes = [trial.hash for trial in planned(grid, code).trials]
@@ -228,6 +229,7 @@ class Exits(Method):
 """
 
 
+@pytest.mark.chaos
 def test_trouble_gets_its_status_and_the_grid_goes_on(tmp_path: Path) -> None:
     code = plugin(tmp_path, TROUBLE)
     grid = write_grid(

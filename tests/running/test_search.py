@@ -1,0 +1,97 @@
+"""Units are handed out in order, short ones together, and the book of what became of them is right."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from harness.running.scheduling import Infeasible, Outcome, Watch, check_feasible, queue
+from harness.running.units import Request, Unit, UnitTrial
+
+
+class Deaf:
+    """A listener that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, ...]] = []
+
+    def started(self, hash: str) -> None:
+        self.heard.append(("started", hash))
+
+    def moved(self, hash: str, step: int) -> None:
+        pass
+
+    def ended(self, hash: str, outcome: str) -> None:
+        self.heard.append(("ended", hash, outcome))
+
+    def tick(self) -> None:
+        pass
+
+
+def units(count: int, cell: str = "cell", request: Request | None = None) -> list[Unit]:
+    return [Unit([UnitTrial(f"{cell}{i}", "{}", "code")], request or Request(), cell) for i in range(count)]
+
+
+def handed_out(listed: Sequence[Unit], watch: Watch, slots: int = 2) -> list[list[str]]:
+    from harness.running.search import ListSearch
+
+    search = ListSearch(listed, watch, slots, 1)
+    search._spec = {"run": "none", "storage": None, "checkpoint_config": None}
+    counts = []
+    while not search.is_finished():
+        count = search._count(listed[search._next])
+        counts.append([unit.name for unit in listed[search._next : search._next + count]])
+        search._next += count
+    return counts
+
+
+def told(watch: Watch, hash: str, outcome: str = "finished", seconds: float = 0.5, running: str = "") -> None:
+    watch.report({"ended": {hash: (outcome, seconds)}, "running": running, "at": 0, "done": not running})
+
+
+def test_unknown_cells_go_one_by_one() -> None:
+    listed = units(5)
+    assert handed_out(listed, Watch(listed, Deaf(), Outcome())) == [[unit.name] for unit in listed]
+
+
+def test_short_cells_go_together_and_leave_work_for_every_worker() -> None:
+    listed = units(20) + units(4, "other")
+    watch = Watch(listed, Deaf(), Outcome())
+    told(watch, "cell0", seconds=0.5)
+    told(watch, "other0", seconds=100.0)
+    parts = handed_out(listed, watch)
+    assert [name for part in parts for name in part] == [unit.name for unit in listed], "each once, in order"
+    sizes = [len(part) for part in parts]
+    assert max(sizes) == 4, "two seconds' worth"
+    assert sizes[-4:] == [1, 1, 1, 1], "long ones go alone"
+    assert all({name[:4] for name in part} in ({"cell"}, {"othe"}) for part in parts)
+
+
+def test_the_book_of_a_unit() -> None:
+    listed, outcome, deaf = units(3), Outcome(), Deaf()
+    watch = Watch(listed, deaf, outcome)
+    watch.carry("cell0", ["cell0", "cell1", "cell2"])
+    watch.start("cell0")
+    told(watch, "cell0", running="cell1")
+    told(watch, "cell0", running="cell1")
+    assert deaf.heard == [("ended", "cell0", "finished"), ("started", "cell1")], "nothing is told twice"
+    assert watch.settled() == {"cell0"}
+    assert watch.running() == {"cell1", "cell2"}
+    told(watch, "cell1", "interrupted")
+    assert watch.settled() == {"cell0"}, "an interrupted trial goes on another time"
+    watch.give_up("cell0")
+    assert {unit.name for unit in outcome.lost} == {"cell1", "cell2"}
+    assert watch.settled() == {"cell0", "cell1", "cell2"}
+
+
+def test_large_requests_come_first() -> None:
+    small, large, gpu = units(2, "s"), units(1, "l", Request(cpus=4)), units(1, "g", Request(gpus=1))
+    assert [unit.cell for unit in queue([*small, *large, *gpu])] == ["g", "l", "s", "s"]
+
+
+def test_what_fits_nowhere_is_refused() -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": 4, "memory": 8e9}}, {"Alive": False, "Resources": {"CPU": 64}}]
+    check_feasible([Request(cpus=4)], nodes)
+    with pytest.raises(Infeasible, match=r"resources\.cpus: found 5, allowed: at most 4"):
+        check_feasible([Request(cpus=5)], nodes)
+    with pytest.raises(Infeasible, match=r"resources\.gpus: found 1, allowed: at most 0"):
+        check_feasible([Request(gpus=1)], nodes)
