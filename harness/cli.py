@@ -179,8 +179,8 @@ def run(
     ] = 15.0,
 ) -> None:
     """Runs what is not done of a grid, and shows a leaderboard."""
-    from harness.running.driver import Infrastructure, Options, run_plan
-    from harness.running.scheduling import Infeasible
+    from harness.running.driver import Options, run_plan
+    from harness.running.scheduling import Infeasible, Infrastructure
 
     registry = open_registry(plugin)
     planned, memory = _plan(grid, set_, registry, results)
@@ -192,7 +192,9 @@ def run(
         raise fail(f"{grid}: {error}", 2) from error
     except Infrastructure as error:
         raise fail(str(error), 3) from error
-    if outcome.interrupted:
+    except KeyboardInterrupt:
+        outcome = None
+    if outcome is None or outcome.interrupted:
         raise fail(f"Interrupted; nothing is lost. Next: harness run {grid}", 130)
     from harness.showing import conclusion
 

@@ -6,6 +6,7 @@ listing and validation import nothing heavy; a class is imported when a trial is
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -251,7 +252,8 @@ class Registry:
     def preload(self) -> None:
         """Imports every module that registers something; what does not load is left to the trial that asks for it."""
         for entry in dict.fromkeys(self._entries.values()):
-            entry.load()
+            with contextlib.suppress(Exception):
+                entry.load()
 
     def digest(self) -> str:
         """A digest of all registered sources: what a cached plan is valid for."""

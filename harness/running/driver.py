@@ -20,7 +20,7 @@ from harness.recording.environment import environment
 from harness.recording.grids import open_submission
 from harness.recording.records import Locked, RecordsError, Result, Results, Status, end_without_result, hold
 from harness.running.progress import Progress, cells
-from harness.running.scheduling import Outcome, check_feasible, cluster, run_units, this_machine
+from harness.running.scheduling import Infrastructure, Outcome, check_feasible, cluster, run_units, this_machine
 from harness.running.units import Request, Unit, UnitTrial
 
 
@@ -34,10 +34,6 @@ class Options:
     cpus: int | None = None
     keep_stale: bool = False
     commit_every: float = 15.0
-
-
-class Infrastructure(RuntimeError):
-    """What the grid runs on fails: exit status 3."""
 
 
 @dataclass

@@ -45,6 +45,10 @@ class Infeasible(ValueError):
     """A request that no node can ever meet: Tune would wait for ever."""
 
 
+class Infrastructure(RuntimeError):
+    """What a grid runs on fails: exit status 3."""
+
+
 class Listener(Protocol):
     """Hears of units while they run."""
 
@@ -80,6 +84,9 @@ def cluster(address: str | None, cpus: int | None = None) -> Iterator[Any]:
     """Ray, started here on this machine alone or joined at `address`; always in token mode.
 
     A local cluster gets a token of its own, which nothing else knows and which ends with it.
+
+    Raises:
+        Infrastructure: if there is no cluster to be had.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -89,7 +96,12 @@ def cluster(address: str | None, cpus: int | None = None) -> Iterator[Any]:
     import ray
 
     options: dict[str, Any] = {"address": address} if address else {"num_cpus": cpus, "object_store_memory": 128 << 20}
-    ray.init(**options, include_dashboard=None if address else False, log_to_driver=False, logging_level=logging.ERROR)
+    options |= {"include_dashboard": None if address else False, "log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        ray.init(**options)
+    except Exception as error:  # Ray raises many kinds here, and each of them means that there is no cluster
+        where = f"the cluster at {address}" if address else "Ray on this machine"
+        raise Infrastructure(f"{where} does not answer ({type(error).__name__}: {error})") from error
     try:
         yield ray
     finally:

@@ -98,6 +98,7 @@ class Training:
                 "probes": {name: probe.state_dict() for name, probe in self.probes.items()},
                 "streams": self.state.streams.state_dict(),
                 "default_stream": torch.get_rng_state(),
+                "gpu_streams": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
                 "workload": self.workload.state_dict(),
                 "sums": self.interval.sums,
                 "count": self.interval.count,
@@ -109,7 +110,7 @@ class Training:
 
     def load_checkpoint(self, content: bytes, best: bytes | None) -> None:
         """The reverse of `checkpoint`."""
-        saved = unpack(content, self.state.model)
+        saved = unpack(content)
         self.state.step = saved["step"]
         self.state.model.load_state_dict(saved["model"])
         if self.state.optimizer:
@@ -118,12 +119,16 @@ class Training:
         for name, probe in self.probes.items():
             probe.load_state_dict(saved["probes"][name])
         self.state.streams.load_state_dict(saved["streams"])
-        torch.set_rng_state(saved["default_stream"].cpu())
+        torch.set_rng_state(saved["default_stream"])
+        if saved["gpu_streams"]:
+            torch.cuda.set_rng_state_all(saved["gpu_streams"])
         self.workload.load_state_dict(saved["workload"])
-        self.interval = Interval(saved["sums"], saved["count"])
+        device = next(self.state.model.parameters()).device
+        sums = {name: total.to(device) for name, total in saved["sums"].items()}
+        self.interval = Interval(sums, saved["count"])
         self.clock.seconds, self.samples = saved["seconds"], saved["samples"]
         self.best_score, self.best_step = saved["best"]
-        self.best_weights = unpack(best, self.state.model) if best else None
+        self.best_weights = unpack(best) if best else None
 
 
 def pack(content: dict[str, Any]) -> bytes:
@@ -133,8 +138,8 @@ def pack(content: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def unpack(content: bytes, model: nn.Module | None = None) -> dict[str, Any]:
-    """A checkpoint from bytes: plain tensors and numbers only. Random states stay on the CPU."""
+def unpack(content: bytes) -> dict[str, Any]:
+    """A checkpoint from bytes, on the CPU: plain tensors and numbers only."""
     loaded: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     return loaded
 
