@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint chaos bench lock
+.PHONY: help install demo test slow lint chaos bench lock
 
 help: ## Show these targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -24,8 +24,11 @@ $(INSTALLED): requirements.lock pyproject.toml
 demo: install ## Run the quickstart grid: five tasks, two minutes
 	$(BIN)/harness run grids/quickstart.yaml
 
-test: install lint ## Lint, type-check and run the tests
-	$(BIN)/python -m pytest -n 2
+test: install lint ## Lint, type-check and run the tests, without the slow ones
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+slow: install ## The tests that take longer
+	$(BIN)/python -m pytest -n 2 -m "slow and not chaos"
 
 lint: install ## Style, types and the direction of imports
 	$(BIN)/ruff check .

@@ -16,6 +16,59 @@ from harness.recording.records import Attempt, Result
 from harness.registry import Registry
 from harness.training.trial import run_trial
 
+TROUBLE = """
+import os, signal, sys, time
+import torch
+
+@register_method("nan")
+class NaN(Method):
+    def after_step(self, state):
+        with torch.no_grad():
+            next(state.model.parameters()).fill_(float("nan"))
+
+@register_method("raises")
+class Raises(Method):
+    def after_step(self, state):
+        print("about to raise")
+        raise KeyError("mistake")
+
+@register_method("hangs")
+class Hangs(Method):
+    def after_step(self, state):
+        time.sleep(600)
+
+@register_method("eats")
+class Eats(Method):
+    def after_step(self, state):
+        self.eaten = getattr(self, "eaten", [])
+        while True:
+            self.eaten.append(torch.ones(16 << 20))
+
+@register_method("exits")
+class Exits(Method):
+    code: int = 0
+    def after_step(self, state):
+        os._exit(self.code)
+
+@register_method("crashes")
+class Crashes(Method):
+    def after_step(self, state):
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+@register_method("spoils")
+class Spoils(Method):
+    def after_step(self, state):
+        torch.set_grad_enabled(False)
+        torch.set_default_dtype(torch.float64)
+        sys.path.clear()
+
+@register_method("slow")
+class Slow(Method):
+    def after_step(self, state):
+        time.sleep(0.05)
+"""
+"""Methods that end a trial in every way there is."""
+
 
 def plugin(folder: Path, source: str) -> Path:
     """A plugin file."""

@@ -19,29 +19,8 @@ from harness.planning.errors import Where, listed
 from harness.planning.reading import Draft, read_draft
 from harness.planning.schema import TRIALS, GridFile, RecipeRule, ResourceRule, validate
 from harness.registry import Registry
+from harness.resources import Resources
 from harness.seeds import NAMES
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What each trial of a cell asks for."""
-
-    cpus: float = 1.0
-    gpus: float = 0.0
-    memory: int | None = None
-    """Bytes."""
-    time: float | None = None
-    """Seconds."""
-
-    @property
-    def threads(self) -> int:
-        """Threads that a trial computes with."""
-        return max(1, int(self.cpus))
-
-    @property
-    def device(self) -> str:
-        """The kind of device that a trial computes on."""
-        return "cuda" if self.gpus > 0 else "cpu"
 
 
 @dataclass(frozen=True)

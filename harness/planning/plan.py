@@ -14,10 +14,11 @@ from typing import Any
 from harness import sources
 from harness.identity import Requirement, TrialSpec
 from harness.planning.errors import GridError, listed
-from harness.planning.grid import Grid, Resources
+from harness.planning.grid import Grid
 from harness.recording.environment import PACKAGES, version
 from harness.recording.records import RecordsError, write_atomically
 from harness.registry import Registry, cache_folder
+from harness.resources import Resources
 
 FORMAT = 1
 """Raised when the text of a plan changes its form."""

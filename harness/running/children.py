@@ -14,7 +14,8 @@ from typing import Any
 
 import psutil
 
-from harness.running.units import Request, UnitTrial
+from harness.resources import Resources
+from harness.running.units import UnitTrial
 
 SECRETS = ("TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "API_KEY")
 """Variables with these words in their names do not reach an author's code."""
@@ -32,21 +33,21 @@ class WarmDied(RuntimeError):
     """The warm process is gone: infrastructure trouble, so the unit is tried again."""
 
 
-def child_environment(request: Request) -> dict[str, str]:
+def child_environment(resources: Resources) -> dict[str, str]:
     """The environment of trials: threads set for every library, no GPU unless asked for, no secrets."""
     kept = {name: value for name, value in os.environ.items() if not any(word in name.upper() for word in SECRETS)}
-    threads = str(max(1, int(request.cpus)))
+    threads = str(max(1, int(resources.cpus)))
     kept |= dict.fromkeys(THREAD_VARIABLES, threads)
-    if request.gpus:
+    if resources.gpus:
         kept["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     else:
         kept["CUDA_VISIBLE_DEVICES"] = ""
     return kept
 
 
-def fair_memory(request: Request) -> int:
+def fair_memory(resources: Resources) -> int:
     """The memory limit of a trial that asked for none: its share of 85 % of the machine, by CPUs."""
-    share = min(1.0, max(request.cpus, 1.0) / (os.cpu_count() or 1))
+    share = min(1.0, max(resources.cpus, 1.0) / (os.cpu_count() or 1))
     return int(0.85 * psutil.virtual_memory().total * share)
 
 
@@ -56,17 +57,17 @@ class WarmHandle:
     Args:
         results: the results folder.
         plugins: plugin files to load.
-        request: the resources of the units that it will run.
+        resources: of the units that it will run.
         commit_every: seconds between commits of a trial.
     """
 
-    def __init__(self, results: Path, plugins: list[Path], request: Request, commit_every: float = 15.0) -> None:
-        self.request = request
+    def __init__(self, results: Path, plugins: list[Path], resources: Resources, commit_every: float = 15.0) -> None:
+        self.resources = resources
         ours, theirs = socket.socketpair()
         settings = {"results": str(results), "plugins": [str(p) for p in plugins], "commit_every": commit_every}
         command = [sys.executable, "-m", "harness.running.warm", str(theirs.fileno()), json.dumps(settings)]
         self._process = subprocess.Popen(
-            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=child_environment(request)
+            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=child_environment(resources)
         )
         theirs.close()
         self._channel = ours
@@ -85,8 +86,8 @@ class WarmHandle:
             "spec_json": trial.spec_json,
             "code": trial.code,
             "values": trial.values,
-            "memory": self.request.memory or fair_memory(self.request),
-            "time": self.request.time,
+            "memory": self.resources.memory or fair_memory(self.resources),
+            "time": self.resources.time,
         }
         self._send(op="run", order=order)
 

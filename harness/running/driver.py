@@ -21,7 +21,7 @@ from harness.recording.grids import open_submission
 from harness.recording.records import Locked, RecordsError, Result, Results, Status, end_without_result, hold
 from harness.running.progress import Progress, cells
 from harness.running.scheduling import Infrastructure, Outcome, check_feasible, cluster, run_units, this_machine
-from harness.running.units import Request, Unit, UnitTrial
+from harness.running.units import Unit, UnitTrial
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Run:
             Infrastructure: if another driver runs this grid, or the results folder can no longer be written.
         """
         if self.options.address is None:
-            check_feasible([request_of(trial) for trial in waiting], [this_machine(self.options.cpus)])
+            check_feasible([trial.resources for trial in waiting], [this_machine(self.options.cpus)])
         folder = self.results.grid(self.plan.name)
         try:
             lock = hold(folder, 1.0)
@@ -72,7 +72,7 @@ class Run:
     def _locked(self, waiting: Sequence[PlannedTrial]) -> None:
         self.console.print(f"{len(waiting)} of {len(self.plan.trials)} trials to run; starting Ray …", highlight=False)
         with cluster(self.options.address, self.options.cpus) as ray:
-            check_feasible([request_of(trial) for trial in waiting], ray.nodes())
+            check_feasible([trial.resources for trial in waiting], ray.nodes())
             slots = int(sum(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]))
             submission = open_submission(
                 self.results,
@@ -83,7 +83,7 @@ class Run:
                 environment=environment(),
             )
             steps = [(trial.hash, trial.task_label, trial.method_label, length(trial.spec.recipe)) for trial in waiting]
-            progress = Progress(self.console, cells(steps), len(self.plan.trials) - len(waiting), slots)
+            progress = Progress(self.console, cells(steps), slots)
             status = "interrupted"
             try:
                 with self._writer(), progress:
@@ -159,16 +159,10 @@ class Run:
             writer.wait()
 
 
-def request_of(trial: PlannedTrial) -> Request:
-    """The resources of a trial's unit."""
-    resources = trial.resources
-    return Request(resources.cpus, resources.gpus, resources.memory, resources.time)
-
-
 def unit_of(trial: PlannedTrial, values: dict[str, Any]) -> Unit:
     """A unit of one trial."""
     carried = UnitTrial(trial.hash, trial.spec.to_json(), trial.code, values)
-    return Unit([carried], request_of(trial), trial.cell)
+    return Unit([carried], trial.resources, trial.cell)
 
 
 def submitted(trial: PlannedTrial) -> dict[str, Any]:

@@ -35,12 +35,11 @@ class Progress:
     Args:
         console: where to.
         cells: task and method of each trial that is to run, by hash, and its length in steps.
-        finished: how many trials of the grid were done before.
         slots: how many trials run at a time.
     """
 
-    def __init__(self, console: Console, cells: dict[str, tuple[str, str, int]], finished: int, slots: int) -> None:
-        self.console, self.slots, self.finished = console, max(1, slots), finished
+    def __init__(self, console: Console, cells: dict[str, tuple[str, str, int]], slots: int) -> None:
+        self.console, self.slots = console, max(1, slots)
         self._cells = cells
         self._rows: dict[tuple[str, str], Row] = {}
         for task, method, _ in cells.values():

@@ -18,7 +18,8 @@ from typing import Any, Protocol
 
 import psutil
 
-from harness.running.units import Request, Unit
+from harness.resources import Resources
+from harness.running.units import Unit
 
 TUNER_UNITS = 2000
 """Units of one Tuner: its snapshots and its memory grow with them."""
@@ -108,7 +109,7 @@ def cluster(address: str | None, cpus: int | None = None) -> Iterator[Any]:
         ray.shutdown()
 
 
-def check_feasible(requests: Sequence[Request], nodes: Sequence[dict[str, Any]]) -> None:
+def check_feasible(requests: Sequence[Resources], nodes: Sequence[dict[str, Any]]) -> None:
     """Refuses a request that fits on no node.
 
     Args:
@@ -118,11 +119,11 @@ def check_feasible(requests: Sequence[Request], nodes: Sequence[dict[str, Any]])
     Raises:
         Infeasible: naming the request and the largest node.
     """
-    resources = [node["Resources"] for node in nodes if node.get("Alive", True)]
-    for request in dict.fromkeys(requests):
-        needs = {"CPU": request.cpus, "GPU": request.gpus, "memory": float(request.memory or 0)}
+    held = [node["Resources"] for node in nodes if node.get("Alive", True)]
+    for resources in dict.fromkeys(requests):
+        needs = {"CPU": resources.cpus, "GPU": resources.gpus, "memory": float(resources.memory or 0)}
         for name, amount in needs.items():
-            largest = max((float(node.get(name, 0)) for node in resources), default=0.0)
+            largest = max((float(node.get(name, 0)) for node in held), default=0.0)
             if amount > largest:
                 label = {"CPU": "cpus", "GPU": "gpus", "memory": "memory"}[name]
                 raise Infeasible(
@@ -138,7 +139,7 @@ def this_machine(cpus: int | None) -> dict[str, Any]:
 
 def queue(units: Sequence[Unit]) -> list[Unit]:
     """Units class by class, the largest requests first, so that workers are reused and large units do not starve."""
-    return sorted(units, key=lambda unit: (-unit.request.gpus, -unit.request.cpus, -(unit.request.memory or 0)))
+    return sorted(units, key=lambda unit: (-unit.resources.gpus, -unit.resources.cpus, -(unit.resources.memory or 0)))
 
 
 def run_units(units: Sequence[Unit], settings: dict[str, Any], listener: Listener) -> Outcome:

@@ -10,8 +10,9 @@ from ray.tune import Callback, PlacementGroupFactory
 from ray.tune.experiment import Trial
 from ray.tune.search.search_algorithm import SearchAlgorithm
 
+from harness.resources import Resources
 from harness.running.scheduling import Watch
-from harness.running.units import Request, Unit
+from harness.running.units import Unit
 
 MAX_FAILURES = 3
 """How often Tune takes a unit up again after infrastructure trouble; what an author's code does never counts."""
@@ -21,13 +22,13 @@ TOGETHER = 2.0
 """Seconds of work that short units are put together to."""
 
 
-def bundles(request: Request) -> PlacementGroupFactory:
+def bundles(resources: Resources) -> PlacementGroupFactory:
     """The placement group of a unit: one bundle."""
-    bundle: dict[str, float] = {"CPU": request.cpus}
-    if request.gpus:
-        bundle["GPU"] = request.gpus
-    if request.memory:
-        bundle["memory"] = float(request.memory)
+    bundle: dict[str, float] = {"CPU": resources.cpus}
+    if resources.gpus:
+        bundle["GPU"] = resources.gpus
+    if resources.memory:
+        bundle["memory"] = float(resources.memory)
     return PlacementGroupFactory([bundle])
 
 
@@ -39,7 +40,7 @@ class ListSearch(SearchAlgorithm):
 
     def __init__(self, units: Sequence[Unit], watch: Watch, slots: int, attempt: int) -> None:
         self._units, self._watch, self._slots, self._attempt = units, watch, slots, attempt
-        self._placements = {request: bundles(request) for request in {unit.request for unit in units}}
+        self._placements = {resources: bundles(resources) for resources in {unit.resources for unit in units}}
         self._next = 0
         self._spec: dict[str, Any] = {}
 
@@ -69,7 +70,7 @@ class ListSearch(SearchAlgorithm):
             trial_id=first.name,
             storage=self._spec["storage"],
             checkpoint_config=self._spec["checkpoint_config"],
-            placement_group_factory=self._placements[first.request],
+            placement_group_factory=self._placements[first.resources],
             max_failures=MAX_FAILURES,
             trial_name_creator=lambda trial: trial.trial_id,
             trial_dirname_creator=lambda trial: f"{trial.trial_id}-{self._attempt}",
@@ -82,7 +83,9 @@ class ListSearch(SearchAlgorithm):
             return 1
         rest = self._units[self._next :]
         most = max(1, min(int(TOGETHER / seconds), len(rest) // (2 * self._slots)))
-        alike = itertools.takewhile(lambda unit: (unit.cell, unit.request) == (first.cell, first.request), rest[:most])
+        alike = itertools.takewhile(
+            lambda unit: (unit.cell, unit.resources) == (first.cell, first.resources), rest[:most]
+        )
         return sum(1 for _ in alike)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

@@ -7,17 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Request:
-    """Resources of a unit."""
-
-    cpus: float = 1.0
-    gpus: float = 0.0
-    memory: int | None = None
-    """Bytes that the processes of a trial may take together."""
-    time: float | None = None
-    """Seconds that a trial may take."""
+from harness.resources import Resources
 
 
 @dataclass(frozen=True)
@@ -35,7 +25,7 @@ class Unit:
     """Trials that are handed over together. Each has its own process, so one may fail without the others."""
 
     trials: list[UnitTrial]
-    request: Request
+    resources: Resources
     cell: str = ""
     """Trials of one cell are expected to take as long, and short ones are handed over together."""
 
@@ -53,9 +43,9 @@ class Unit:
         """The reverse of `to_json`."""
         content = json.loads(text)
         trials = [UnitTrial(**trial) for trial in content["trials"]]
-        return Unit(trials, Request(**content["request"]), content["cell"])
+        return Unit(trials, Resources(**content["resources"]), content["cell"])
 
     @staticmethod
     def of(units: Sequence[Unit]) -> Unit:
         """Several units of one cell as one."""
-        return Unit([trial for unit in units for trial in unit.trials], units[0].request, units[0].cell)
+        return Unit([trial for unit in units for trial in unit.trials], units[0].resources, units[0].cell)

@@ -45,14 +45,14 @@ class Worker(tune.Trainable):
 
     def _handle(self) -> WarmHandle:
         """The warm process, started anew where it is missing or was made for other resources."""
-        if self._warm is not None and self._warm.request != self._unit.request:
+        if self._warm is not None and self._warm.resources != self._unit.resources:
             self._warm.stop()
             self._warm = None
         if self._warm is None:
             self._warm = WarmHandle(
                 Path(self._settings["results"]),
                 [Path(plugin) for plugin in self._settings["plugins"]],
-                self._unit.request,
+                self._unit.resources,
                 self._settings["commit_every"],
             )
         return self._warm

@@ -13,10 +13,11 @@ from ruamel.yaml import YAML
 
 from harness.planning.cells import lay_out
 from harness.planning.errors import GridError, Where
-from harness.planning.grid import Resources, check_grid
+from harness.planning.grid import check_grid
 from harness.planning.plan import Plan
 from harness.planning.reading import Draft, parse, read_draft
 from harness.registry import Registry
+from harness.resources import Resources
 
 Planner = Callable[..., Plan]
 

@@ -8,70 +8,19 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support import plugin, run
+from support import TROUBLE, plugin, run
 
 from harness.conformance import short_spec
 from harness.identity import Part, TrialSpec, code_digest
 from harness.recording.records import Result, TrialRecords
 from harness.registry import Registry
+from harness.resources import Resources
 from harness.running.children import WarmDied, WarmHandle, child_environment
-from harness.running.units import Request, UnitTrial
+from harness.running.units import UnitTrial
 
 pytestmark = pytest.mark.chaos
 
-TROUBLE = """
-import os, signal, sys, time
-import torch
-
-@register_method("nan")
-class NaN(Method):
-    def after_step(self, state):
-        with torch.no_grad():
-            next(state.model.parameters()).fill_(float("nan"))
-
-@register_method("raises")
-class Raises(Method):
-    def after_step(self, state):
-        print("about to raise")
-        raise KeyError("mistake")
-
-@register_method("hangs")
-class Hangs(Method):
-    def after_step(self, state):
-        time.sleep(60)
-
-@register_method("eats")
-class Eats(Method):
-    def after_step(self, state):
-        self.eaten = getattr(self, "eaten", [])
-        while True:
-            self.eaten.append(torch.ones(16 << 20))
-
-@register_method("exits")
-class Exits(Method):
-    code: int = 0
-    def after_step(self, state):
-        os._exit(self.code)
-
-@register_method("crashes")
-class Crashes(Method):
-    def after_step(self, state):
-        os.kill(os.getpid(), signal.SIGSEGV)
-
-@register_method("spoils")
-class Spoils(Method):
-    def after_step(self, state):
-        torch.set_grad_enabled(False)
-        torch.set_default_dtype(torch.float64)
-        sys.path.clear()
-
-@register_method("slow")
-class Slow(Method):
-    def after_step(self, state):
-        time.sleep(0.05)
-"""
-
-LIMITS = Request(memory=2 << 30, time=6.0)
+LIMITS = Resources(memory=1 << 30, time=120.0)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +64,6 @@ def finish(warm: WarmHandle, registry: Registry, spec: TrialSpec, place: Path) -
     [
         (Part("nan"), "diverged", "the objective is nan at step 1"),
         (Part("raises"), "failed", "KeyError: 'mistake'"),
-        (Part("hangs"), "timed-out", "ran past its time limit"),
         (Part("eats"), "out-of-memory", "took more than its memory limit"),
         (Part("exits"), "failed", "its process ended itself with exit code 0 and left no result"),
         (Part("exits", {"code": 75}), "failed", "its process ended itself with exit code 75 and left no result"),
@@ -128,6 +76,14 @@ def test_every_end_has_a_status(
     ended = finish(warm, plugins, short_spec(plugins, "digits/mlp", [method]), place)
     assert ended is not None
     assert (ended.status, ended.reason) == (status, reason)
+
+
+def test_what_hangs_runs_out_of_time(plugins: Registry, tmp_path: Path) -> None:
+    impatient = WarmHandle(tmp_path / "results", plugins.plugins, Resources(time=2.0))
+    ended = finish(impatient, plugins, short_spec(plugins, "digits/mlp", [Part("hangs")]), tmp_path)
+    impatient.stop()
+    assert ended is not None
+    assert (ended.status, ended.reason) == ("timed-out", "ran past its time limit")
 
 
 def test_the_next_trial_is_untouched(warm: WarmHandle, plugins: Registry, place: Path, tmp_path: Path) -> None:
@@ -219,8 +175,8 @@ def test_the_environment_of_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "hidden")
     monkeypatch.setenv("MY_PASSWORD", "hidden")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
-    environment = child_environment(Request(cpus=2.5))
+    environment = child_environment(Resources(cpus=2.5))
     assert "hidden" not in environment.values()
     assert environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"] == "2"
     assert environment["CUDA_VISIBLE_DEVICES"] == ""
-    assert child_environment(Request(gpus=1.0)).get("CUDA_VISIBLE_DEVICES") != ""
+    assert child_environment(Resources(gpus=1.0)).get("CUDA_VISIBLE_DEVICES") != ""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import command, harness, kill_when, plugin, timeless, write_grid
+from support import TROUBLE, command, harness, kill_when, plugin, timeless, write_grid
 
 from harness.planning.grid import load_grid
 from harness.planning.plan import Plan, build_plan
@@ -195,40 +195,7 @@ def runs_or_none(results: Path) -> dict[str, dict[str, Any]]:
         return {}
 
 
-TROUBLE = """
-import os, time
-import torch
-
-@register_method("nan")
-class NaN(Method):
-    def after_step(self, state):
-        with torch.no_grad():
-            next(state.model.parameters()).fill_(float("nan"))
-
-@register_method("raises")
-class Raises(Method):
-    def after_step(self, state):
-        raise KeyError("mistake")
-
-@register_method("hangs")
-class Hangs(Method):
-    def after_step(self, state):
-        time.sleep(600)
-
-@register_method("eats")
-class Eats(Method):
-    def after_step(self, state):
-        eaten = []
-        while True:
-            eaten.append(torch.ones(16 << 20))
-
-@register_method("exits")
-class Exits(Method):
-    def after_step(self, state):
-        os._exit(0)
-"""
-
-
+@pytest.mark.slow
 @pytest.mark.chaos
 def test_trouble_gets_its_status_and_the_grid_goes_on(tmp_path: Path) -> None:
     code = plugin(tmp_path, TROUBLE)
@@ -240,7 +207,7 @@ def test_trouble_gets_its_status_and_the_grid_goes_on(tmp_path: Path) -> None:
         methods: [nan, raises, hangs, eats, exits, adamw]
         seeds: 1
         recipes: [{set: {steps: 40}}]
-        resources: {memory: 2GiB, time: 8s}
+        resources: [{memory: 1GiB}, {method: hangs, time: 3s}]
         """,
     )
     results = tmp_path / "results"
@@ -272,6 +239,7 @@ class Takes(Method):
 """
 
 
+@pytest.mark.slow
 def test_stages_and_what_is_blocked(tmp_path: Path) -> None:
     code = plugin(tmp_path, TROUBLE + STAGED)
     grid = write_grid(
@@ -299,6 +267,7 @@ def test_stages_and_what_is_blocked(tmp_path: Path) -> None:
     assert any(str(int(next(iter(taken.values.values())))) in str(value) for value in params.values())
 
 
+@pytest.mark.slow
 def test_a_plugin_of_ten_lines_on_three_families(tmp_path: Path) -> None:
     code = tmp_path / "sign.py"
     code.write_text(

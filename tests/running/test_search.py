@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import pytest
 
+from harness.resources import Resources
 from harness.running.scheduling import Infeasible, Outcome, Watch, check_feasible, queue
-from harness.running.units import Request, Unit, UnitTrial
+from harness.running.units import Unit, UnitTrial
 
 
 class Deaf:
@@ -27,8 +28,8 @@ class Deaf:
         pass
 
 
-def units(count: int, cell: str = "cell", request: Request | None = None) -> list[Unit]:
-    return [Unit([UnitTrial(f"{cell}{i}", "{}", "code")], request or Request(), cell) for i in range(count)]
+def units(count: int, cell: str = "cell", resources: Resources | None = None) -> list[Unit]:
+    return [Unit([UnitTrial(f"{cell}{i}", "{}", "code")], resources or Resources(), cell) for i in range(count)]
 
 
 def handed_out(listed: Sequence[Unit], watch: Watch, slots: int = 2) -> list[list[str]]:
@@ -84,14 +85,14 @@ def test_the_book_of_a_unit() -> None:
 
 
 def test_large_requests_come_first() -> None:
-    small, large, gpu = units(2, "s"), units(1, "l", Request(cpus=4)), units(1, "g", Request(gpus=1))
+    small, large, gpu = units(2, "s"), units(1, "l", Resources(cpus=4)), units(1, "g", Resources(gpus=1))
     assert [unit.cell for unit in queue([*small, *large, *gpu])] == ["g", "l", "s", "s"]
 
 
 def test_what_fits_nowhere_is_refused() -> None:
     nodes = [{"Alive": True, "Resources": {"CPU": 4, "memory": 8e9}}, {"Alive": False, "Resources": {"CPU": 64}}]
-    check_feasible([Request(cpus=4)], nodes)
+    check_feasible([Resources(cpus=4)], nodes)
     with pytest.raises(Infeasible, match=r"resources\.cpus: found 5, allowed: at most 4"):
-        check_feasible([Request(cpus=5)], nodes)
+        check_feasible([Resources(cpus=5)], nodes)
     with pytest.raises(Infeasible, match=r"resources\.gpus: found 1, allowed: at most 0"):
-        check_feasible([Request(gpus=1)], nodes)
+        check_feasible([Resources(gpus=1)], nodes)
