@@ -11,16 +11,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from harness.method import Client, Method, Server, State, Update
+    from harness.claim import Claim
+    from harness.method import Client, Method, Server, State, Update, weighted_sum
     from harness.probe import Probe
     from harness.recipe import Recipe
-    from harness.registry import register_method, register_probe, register_task
+    from harness.registry import register_claim, register_method, register_probe, register_task
     from harness.task import Batch, FederatedWorkload, Objective, Task, Workload
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Batch": "harness.task",
+    "Claim": "harness.claim",
     "Client": "harness.method",
     "FederatedWorkload": "harness.task",
     "Method": "harness.method",
@@ -32,12 +34,15 @@ _HOMES = {
     "Task": "harness.task",
     "Update": "harness.method",
     "Workload": "harness.task",
+    "register_claim": "harness.registry",
     "register_method": "harness.registry",
     "register_probe": "harness.registry",
     "register_task": "harness.registry",
+    "weighted_sum": "harness.method",
 }
 __all__ = [
     "Batch",
+    "Claim",
     "Client",
     "FederatedWorkload",
     "Method",
@@ -49,9 +54,11 @@ __all__ = [
     "Task",
     "Update",
     "Workload",
+    "register_claim",
     "register_method",
     "register_probe",
     "register_task",
+    "weighted_sum",
 ]
 
 

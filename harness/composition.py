@@ -53,6 +53,10 @@ class Composition(Method):
                 return method.optimizer(groups, recipe, horizon)
         return None
 
+    def start(self, state: State) -> None:
+        for method in self.methods:
+            method.start(state)
+
     def before_backward(self, state: State) -> None:
         for method in self.methods:
             method.before_backward(state)
@@ -90,20 +94,15 @@ class Composition(Method):
         for index, method in enumerate(self.methods):
             method.load_state_dict(state[str(index)])
 
+    def travels(self, name: str) -> bool:
+        return all(method.travels(name) for method in self.methods)
+
     def start_client(self, client: Client, server: Server) -> None:
         for method in self.methods:
             method.start_client(client, server)
 
     def finish_client(self, client: Client) -> dict[str, Tensor]:
         return {name: value for method in self.methods for name, value in method.finish_client(client).items()}
-
-    def factor(self, updates: Sequence[Update]) -> Tensor | None:
-        product = None
-        for method in self.methods:
-            factor = method.factor(updates)
-            if factor is not None:
-                product = factor if product is None else product * factor
-        return product
 
     def aggregate(self, updates: Sequence[Update], weights: Tensor) -> dict[str, Tensor] | None:
         for method in self.methods:

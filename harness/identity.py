@@ -22,14 +22,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Requirement:
-    """A value that a trial takes from another one: the metric `metric` of the trial `hash` becomes the value at `path`.
+    """What a trial takes from another one, the trial `hash`.
 
-    `path` is `recipe.FIELD` or `methods.INDEX.OPTION`.
+    `path` says what for: `recipe.FIELD` or `methods.INDEX.OPTION` becomes the metric named by `taken`; the control
+    `methods.INDEX` takes its `actions`.
     """
 
     path: str
     hash: str
-    metric: str
+    taken: str
 
 
 @dataclass(frozen=True)
@@ -85,14 +86,14 @@ class TrialSpec:
         return " ".join(f"{name}={value}" for name, value in self.seed.items())
 
     def with_values(self, values: dict[str, Any]) -> TrialSpec:
-        """This trial with what it requires filled in, for running: the hash stays that of the trial as planned."""
+        """This trial with the metrics that it requires filled in, for running: the hash stays that of the trial as planned."""
         content = json.loads(self.to_json())
         for path, value in values.items():
-            family, *rest = path.split(".")
-            if family == "recipe":
-                content["recipe"][rest[0]] = value
-            else:
-                content["methods"][int(rest[0])]["options"][rest[1]] = value
+            match path.split("."):
+                case ["recipe", field]:
+                    content["recipe"][field] = value
+                case ["methods", index, option]:
+                    content["methods"][int(index)]["options"][option] = value
         return TrialSpec.from_json(json.dumps(content))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -59,9 +59,16 @@ class State:
     objectives: list[Objective] = field(default_factory=list)
     """Their objectives, the graph alive until the backward pass has freed it."""
     actions: list[tuple[int, str, dict[str, float]]] = field(default_factory=list)
+    round: Round | None = None
+    """Federated: the round that was taken last, kept where a probe needs `clients`."""
+    control: Callable[[int, str, dict[str, float]], dict[str, float]] | None = None
+    """What a control puts in the place of a method's actions: step, name and values to values."""
 
     def closure(self) -> Tensor:
-        """Computes the mean objective of the present batches and its gradients anew, and returns it."""
+        """Computes the mean objective of the present batches and its gradients anew, and returns it.
+
+        No hook is called: what a method does to a gradient belongs to the step, not to a line search.
+        """
         assert self.optimizer is not None
         self.optimizer.zero_grad()
         total = torch.zeros(())
@@ -69,15 +76,29 @@ class State:
             value = self.workload.objective(self.model, batch).value / len(self.batches)
             value.backward()
             total = total + value.detach()
-        return total
+        self.ranks.average_gradients(self.model, 1 / self.ranks.world)
+        return self.reduce(total)
 
     def reduce(self, value: Tensor) -> Tensor:
         """The mean over the ranks of a signal that steers training, so that ranks never drift apart."""
         return self.ranks.reduce(value)
 
-    def act(self, name: str, values: Mapping[str, float]) -> None:
-        """Records what an adaptive method did: the source of the controls that ask whether its signal mattered."""
-        self.actions.append((self.step, name, dict(values)))
+    def act(self, name: str, values: Mapping[str, float]) -> dict[str, float]:
+        """Records what an adaptive method does, and returns what it is to do.
+
+        The same values come back, unless a control such as `shuffled(oui_decay)` stands in between: a method applies
+        what is returned, and every control of it comes for free::
+
+            rates = state.act("decay", self.rates(state))
+            for name, rate in rates.items(): ...
+
+        Args:
+            name: what is acted on: `decay`, `factor`, `beta`.
+            values: by the name of what receives them (a layer, a client).
+        """
+        done = dict(values) if self.control is None else self.control(self.step, name, dict(values))
+        self.actions.append((self.step, name, done))
+        return done
 
 
 @dataclass(frozen=True)
@@ -108,6 +129,33 @@ class Server:
 
     round: int
     weights: dict[str, Tensor]
+    payload: dict[str, Tensor] = field(default_factory=dict)
+    """What the methods' `start_client` sends down beside the weights: counted, nothing else."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round of a federated trial as it was, for probes."""
+
+    start: dict[str, Tensor]
+    """The server's weights before it."""
+    updates: Sequence[Update]
+    weights: Tensor
+    """Each client's share. Shape (updates,)."""
+
+
+def weighted_sum(updates: Sequence[Update], weights: Tensor) -> dict[str, Tensor]:
+    """Federated averaging: the sum of the updates times their weights."""
+    total = {name: torch.zeros_like(delta) for name, delta in updates[0].delta.items()}
+    for update, weight in zip(updates, weights.tolist(), strict=True):
+        add_scaled(total, update.delta, weight)
+    return total
+
+
+def add_scaled(total: dict[str, Tensor], delta: dict[str, Tensor], weight: float) -> None:
+    """Adds `weight` times `delta` to `total`, in place."""
+    for name, tensor in delta.items():
+        total[name].add_(tensor, alpha=weight)
 
 
 @dataclass
@@ -129,6 +177,10 @@ class Method:
     """The paper or page that the method comes from."""
     stackable: ClassVar[bool] = False
     """Whether several seeds may run as one: true for a method whose optimizer works element by element."""
+    disabled: ClassVar[tuple[dict[str, Any], str, dict[str, Any]] | None] = None
+    """Options that disable the method, the method it then equals to the bit, and the options of that one."""
+    saves_variants: ClassVar[bool] = False
+    """Whether the weights of the `variants` are kept beside the result."""
 
     def adapt(self, model: nn.Module, workload: Workload) -> nn.Module:
         """Changes the model before training, after any initial checkpoint is loaded."""
@@ -141,6 +193,9 @@ class Method:
     def optimizer(self, groups: Groups, recipe: Recipe, horizon: int) -> torch.optim.Optimizer | None:
         """The optimizer, from the method that owns it; None leaves the recipe's own."""
         return None
+
+    def start(self, state: State) -> None:
+        """Called once, when all is set up (and again after a resume, before `load_state_dict`)."""
 
     def before_backward(self, state: State) -> None:
         """After the forward pass of each micro-batch; `state.objectives[-1]` is its objective."""
@@ -168,12 +223,23 @@ class Method:
         """Further models scored beside `model` in the one read of the test split."""
         return {}
 
+    def notes(self) -> list[str]:
+        """What a plan should say about these options before anything runs: a rule outside of its range."""
+        return []
+
     def state_dict(self) -> dict[str, Any]:
         """What must survive a resume, as tensors, numbers, strings, lists and dicts."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The reverse of `state_dict`."""
+
+    def travels(self, name: str) -> bool:
+        """Federated: whether a parameter or floating-point buffer goes between server and clients.
+
+        What does not is the server's at the start of every visit, and its changes there are lost.
+        """
+        return True
 
     def start_client(self, client: Client, server: Server) -> None:
         """Federated: the client holds the server's weights and has not trained yet."""

@@ -34,6 +34,13 @@ class Probe:
         """Called at the probe's cadence, after the step; the metrics are recorded under `probe/`."""
         return {}
 
+    def finish(self, state: State) -> dict[str, float]:
+        """Called once at the end: what the whole run comes to, among the final metrics under `probe/`.
+
+        The values that were measured last are there already.
+        """
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """What must survive a resume."""
         return {}

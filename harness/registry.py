@@ -21,18 +21,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, dataclass_transform
 
 from harness import sources
+from harness.names import CONTROLS, split_control
 from harness.options import Schema, check_all, nearest, schema_of
 
 if TYPE_CHECKING:
+    from harness.claim import Claim
     from harness.method import Method
     from harness.probe import Probe
     from harness.task import Task
 
-Kind = Literal["task", "method", "probe"]
+Kind = Literal["task", "method", "probe", "claim"]
 KINDS: tuple[Kind, ...] = ("task", "method", "probe")
+"""What a trial is made of; claims are made of trials."""
 C = TypeVar("C", bound=type)
 
-SHAPING = ("task", "method", "probe", "recipe", "options", "registry")
+SHAPING = ("claim", "task", "method", "probe", "recipe", "options", "registry")
 """Modules of the engine that decide what an index entry looks like."""
 
 
@@ -145,6 +148,12 @@ def register_probe(name: str) -> Callable[[C], C]:
     return _register("probe", name)
 
 
+@dataclass_transform()
+def register_claim(name: str) -> Callable[[C], C]:
+    """Registers a kind of `Claim` under a name, and makes it a dataclass: its fields are what a grid may say of it."""
+    return _register("claim", name)
+
+
 class Registry:
     """All that is registered, by name.
 
@@ -169,7 +178,7 @@ class Registry:
 
     def _entry_points(self) -> Iterable[Entry]:
         own = {"tasks", "methods", "harness"}
-        for kind in KINDS:
+        for kind in (*KINDS, "claim"):
             points = metadata.entry_points(group=f"harness.{kind}s")
             for point in sorted(points, key=lambda p: (p.module.split(".")[0] not in own, p.name)):
                 distribution = point.dist.name if point.dist else "unknown"
@@ -210,13 +219,16 @@ class Registry:
         return [item for key, item in sorted(self._items.items()) if key[0] == kind]
 
     def item(self, kind: Kind, name: str) -> Item:
-        """What is known of a name.
+        """What is known of a name; of a control such as `mean_of(m)`, what is known of `m` and its own options beside.
 
         Raises:
             RegistryError: if the name is unknown; the text names the nearest known one and the broken plugins.
         """
         if (kind, name) in self._items:
             return self._items[kind, name]
+        if kind == "method" and (control := split_control(name))[0] in CONTROLS:
+            item = self.item(kind, control[1])
+            return dataclasses.replace(item, name=name, options=item.options | dict(CONTROLS[control[0]]))
         known = [item.name for item in self.items(kind)]
         broken = "".join(f"; {origin} did not load ({error})" for origin, error in self.broken.items())
         raise RegistryError(
@@ -240,6 +252,10 @@ class Registry:
         """A probe with options, checked."""
         return self._build("probe", name, options)
 
+    def build_claim(self, name: str, options: dict[str, Any]) -> Claim:
+        """A claim with its fields, checked."""
+        return self._build("claim", name, options)
+
     def _build(self, kind: Kind, name: str, options: dict[str, Any]) -> Any:
         item = self.item(kind, name)
         return self.load(kind, name)(**check_all(options, item.options, f"{kind} {name}"))
@@ -247,7 +263,7 @@ class Registry:
     def files(self, kind: Kind, name: str) -> list[Path]:
         """The source files that the code digest of a name covers."""
         self.item(kind, name)
-        return sources.closure(self._entries[kind, name].file)
+        return sources.closure(self._entries[kind, split_control(name)[1]].file)
 
     def preload(self) -> None:
         """Imports every module that registers something; what does not load is left to the trial that asks for it."""

@@ -15,6 +15,7 @@ ENGINE = tuple(
     PROJECT / "harness" / name
     for name in (
         "activations.py",
+        "controls.py",
         "method.py",
         "probe.py",
         "recipe.py",
@@ -22,9 +23,11 @@ ENGINE = tuple(
         "streams.py",
         "task.py",
         "training/federation.py",
+        "training/horizon.py",
         "training/loop.py",
         "training/ranks.py",
         "training/stacking.py",
+        "training/starting.py",
         "training/trial.py",
     )
 )

@@ -63,6 +63,14 @@ class Workload(ABC):
         """Further metrics of the way so far (`train/return`, `env_steps`); keys without a family go under `train/`."""
         return {}
 
+    def summarize(self, scores: list[tuple[int, float]]) -> dict[str, float]:
+        """Final metrics of the validation curve: the steps and values of the task's metric."""
+        return {}
+
+    def pictures(self, model: nn.Module) -> dict[str, str]:
+        """What to look at once the trial is finished, as SVG texts by file name; a task that has some offers `pictures`."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """All that `next_batch` depends on, as tensors, numbers, strings, lists and dicts. The model is not part of it."""
         return {}
@@ -87,6 +95,13 @@ class FederatedWorkload(Workload):
 
         What follows is a function of the trial's streams, the client and the round: another visit shifts nothing.
         """
+
+    def count_traffic(self, up: int, down: int) -> None:
+        """Told once a round how many bytes its clients sent and received."""
+
+    def server_change(self, change: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the server adds to its weights, of the aggregated change: the place of a server optimizer."""
+        return change
 
     @abstractmethod
     def client_data(self, client: int) -> Batch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.identity import Part, Requirement, TrialSpec, code_digest
@@ -56,6 +57,7 @@ def assemble(grid: Grid, registry: Registry) -> Plan:
         left_out=list(dict.fromkeys(left_out)),
         notes=assembler.notes,
         grid_text=grid.text,
+        claims=grid.claims,
     )
 
 
@@ -89,7 +91,11 @@ class Assembler:
     def __init__(self, grid: Grid, registry: Registry) -> None:
         self.grid, self.registry = grid, registry
         self.notes: list[str] = []
-        self.methods: dict[str, list[Method]] = {m.label: _make(m, registry.build_method) for m in grid.methods}
+        self.methods: dict[str, list[Method]] = {
+            m.label: _make(m, partial(_build_method, registry)) for m in grid.methods
+        }
+        for label, members in self.methods.items():
+            self.notes += [f"{label}: {note}" for method in members for note in method.notes()]
         self._needs = {choice.name: _make(choice, registry.build_probe)[0].needs for choice in grid.probes}
         self.tasks = {choice.label: self._build_task(choice) for choice in grid.tasks}
         self._codes: dict[tuple[str, ...], str] = {}
@@ -119,7 +125,7 @@ class Assembler:
             pair = cell.task.label, cell.method.label
             if pair not in found:
                 found[pair] = objection(self.tasks[pair[0]].task, self.methods[pair[1]])
-            gone = [source for source, _ in cell.takes.values() if source in reasons]
+            gone = [take.cell for take in cell.takes.values() if take.cell in reasons]
             if reason := found[pair]:
                 reasons[number] = reason
             elif gone:
@@ -142,7 +148,10 @@ class Assembler:
         }
         trials = []
         for index, seed in enumerate(self.grid.seeds):
-            requires = [Requirement(path, planned[n][index].hash, metric) for path, (n, metric) in cell.takes.items()]
+            requires = [
+                Requirement(path, planned[t.cell][(index + t.ahead) % len(self.grid.seeds)].hash, t.taken)
+                for path, t in cell.takes.items()
+            ]
             spec = replace(content, seed=seed, requires=requires)
             trials.append(PlannedTrial(spec=spec, hash=spec.hash, **shared))
         return trials
@@ -198,6 +207,12 @@ class Assembler:
         origins |= {f"seed.{name}": "seeds" for name in self.grid.seeds[0]} | {"data": "task", "version": "task"}
         _, asked = self.grid.resources(cell.task.name, cell.method.name)
         return origins | {name: asked[f] for name, f in (("threads", "cpus"), ("device", "gpus")) if f in asked}
+
+
+def _build_method(registry: Registry, name: str, options: dict[str, Any]) -> Method:
+    from harness.controls import build_member
+
+    return build_member(registry, name, options)
 
 
 def _make(choice: Choice, build: Callable[[str, dict[str, Any]], T]) -> list[T]:

@@ -5,15 +5,29 @@ from __future__ import annotations
 import graphlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
+from harness.identity import Part
+from harness.names import SEEDS_AHEAD, split_control
 from harness.planning.axes import Point, Selector, Terms, expand, told
 from harness.planning.entries import Choice
 from harness.planning.errors import Where, listed
 from harness.planning.grid import Grid
-from harness.planning.schema import TRIALS
+from harness.planning.schema import TRIALS, StartRule
+from harness.recording.records import ACTIONS, CHECKPOINT, WEIGHTS
 
 SEPARATOR = " · "
+
+
+@dataclass(frozen=True)
+class Take:
+    """What the trials of a cell take from those of another one."""
+
+    cell: int
+    taken: str
+    ahead: int = 0
+    """How many seeds further on the other trial is, after the last one the first."""
 
 
 @dataclass
@@ -24,8 +38,8 @@ class Cell:
     method: Choice
     recipe: Point
     terms: Terms
-    takes: dict[str, tuple[int, str]] = field(default_factory=dict)
-    """For each path in the trial's content, the number of the cell that it is taken from, and the metric."""
+    takes: dict[str, Take] = field(default_factory=dict)
+    """By path in the trial's content."""
     stage: int = 0
 
     @property
@@ -66,49 +80,120 @@ def lay_out(grid: Grid) -> list[Cell]:
         for method in grid.methods
         for point in recipes[task.name, method.name]
     ]
-    _connect(cells, grid.methods)
+    _connect(cells, grid)
     return cells
 
 
-def _connect(cells: Sequence[Cell], methods: Sequence[Choice]) -> None:
-    """Finds the cell behind each selector, and the stage of each cell."""
-    homes: dict[tuple[str, str], list[int]] = {}
-    for number, cell in enumerate(cells):
-        homes.setdefault((cell.task.label, cell.method.label), []).append(number)
+def _connect(cells: Sequence[Cell], grid: Grid) -> None:
+    """Finds the cells that each one takes something from, and the stage of each."""
+    homes = Homes(cells)
     sorter: graphlib.TopologicalSorter[int] = graphlib.TopologicalSorter()
     for number, cell in enumerate(cells):
-        for path, (selector, where) in cell.selectors().items():
-            source = _source(selector, where, methods)
-            rivals = [n for n in homes[cell.task.label, source.label] if _same_axes(cells[n].recipe, cell.recipe)]
-            if len(rivals) != 1:
-                raise where.at("from").error(
-                    f"found {len(rivals)} cells of {source.label!r} on {cell.task.label}, allowed: one with the same axes"
-                )
-            cell.takes[path] = rivals[0], selector.metric
-            sorter.add(number, rivals[0])
+        cell.takes = _values(cell, grid, homes) | _actions(cell, grid, homes) | _start(number, cell, grid, homes)
+        sorter.add(number, *(take.cell for take in cell.takes.values()))
     try:
         for number in sorter.static_order():
-            cells[number].stage = max((cells[n].stage + 1 for n, _ in cells[number].takes.values()), default=0)
+            cells[number].stage = max((cells[t.cell].stage + 1 for t in cells[number].takes.values()), default=0)
     except graphlib.CycleError as error:
         circle = [cells[number] for number in error.args[1]]
-        _, where = next(iter(circle[0].selectors().values()))
+        where = next((where.at("from") for _, where in circle[0].selectors().values()), circle[0].method.where)
         names = " → ".join(cell.method.label for cell in circle)
-        raise where.at("from").error(
-            f"found a circle ({names}), allowed: a method that does not take from this one"
-        ) from None
+        raise where.error(f"found a circle ({names}), allowed: a method that does not take from this one") from None
 
 
-def _source(selector: Selector, where: Where, methods: Sequence[Choice]) -> Choice:
+class Homes:
+    """The cells of a grid by the labels of task and method."""
+
+    def __init__(self, cells: Sequence[Cell]) -> None:
+        self.cells = cells
+        self._numbers: dict[tuple[str, str], list[int]] = {}
+        for number, cell in enumerate(cells):
+            self._numbers.setdefault((cell.task.label, cell.method.label), []).append(number)
+
+    def find(self, task: str, method: str, cell: Cell, where: Where) -> int:
+        """The cell of a task and a method that has the same axes as `cell`.
+
+        Raises:
+            GridError: if there is none, or several.
+        """
+        rivals = [n for n in self._numbers[task, method] if _same_axes(self.cells[n].recipe, cell.recipe)]
+        if len(rivals) != 1:
+            raise where.error(f"found {len(rivals)} cells of {method!r} on {task}, allowed: one with the same axes")
+        return rivals[0]
+
+
+def _values(cell: Cell, grid: Grid, homes: Homes) -> dict[str, Take]:
+    """The metrics that selectors take."""
+    takes = {}
+    for path, (selector, where) in cell.selectors().items():
+        source = _source(selector.method, where, grid.methods)
+        takes[path] = Take(homes.find(cell.task.label, source.label, cell, where.at("from")), selector.metric)
+    return takes
+
+
+def _actions(cell: Cell, grid: Grid, homes: Homes) -> dict[str, Take]:
+    """The actions that controls take."""
+    takes = {}
+    for index, part in enumerate(cell.method.parts):
+        control, _ = split_control(part.name)
+        if control in SEEDS_AHEAD:
+            source = _controlled(cell.method, index, grid.methods)
+            home = homes.find(cell.task.label, source.label, cell, cell.method.where)
+            takes[f"methods.{index}"] = Take(home, ACTIONS, SEEDS_AHEAD[control])
+    return takes
+
+
+def _start(number: int, cell: Cell, grid: Grid, homes: Homes) -> dict[str, Take]:
+    """The checkpoint or the weights that a cell starts from; what it starts from itself starts from the beginning."""
+    rules = [(rule, where) for rule, where in grid.starts if _applies(rule, cell)]
+    if not rules:
+        return {}
+    rule, where = rules[-1]
+    source = _source(rule.source, where, grid.methods)
+    if rule.of is None:
+        home = homes.find(cell.task.label, source.label, cell, where.at("from"))
+        return {} if home == number else {"start": Take(home, f"{CHECKPOINT}{rule.at:g}")}
+    labels = [task.label for task in grid.tasks if rule.of in (task.label, task.name)]
+    if len(labels) > 1:
+        raise where.at("of").error(f"found {rule.of!r}, which is {len(labels)} tasks, allowed: one of {listed(labels)}")
+    if cell.task.label == labels[0]:
+        return {}
+    return {"start": Take(homes.find(labels[0], source.label, cell, where.at("from")), WEIGHTS)}
+
+
+def _applies(rule: StartRule, cell: Cell) -> bool:
+    return fnmatchcase(cell.task.name, rule.task) and fnmatchcase(cell.method.name, rule.method)
+
+
+def _controlled(control: Choice, index: int, methods: Sequence[Choice]) -> Choice:
+    """The method of this grid that a control needs a run of: the same with the member `index` itself.
+
+    Raises:
+        GridError: if the grid has none with the same options.
+    """
+    _, inner = split_control(control.parts[index].name)
+    parts = [Part(inner, part.options) if i == index else part for i, part in enumerate(control.parts)]
+    for method in methods:
+        if method.parts == parts:
+            return method
+    name = " + ".join(part.name for part in parts)
+    raise control.where.error(
+        f"found {control.name!r}, which needs runs of {name!r} with the same options, allowed: beside it in methods"
+    )
+
+
+def _source(name: str, where: Where, methods: Sequence[Choice]) -> Choice:
+    """The method of this grid that another one takes from, by label or by name."""
     labels = {method.label: method for method in methods}
-    named = [method for method in methods if selector.method in (method.label, method.name)]
-    if selector.method in labels:
-        return labels[selector.method]
+    named = [method for method in methods if name in (method.label, method.name)]
+    if name in labels:
+        return labels[name]
     if len(named) == 1:
         return named[0]
     if named:
-        found = f"found {selector.method!r}, which is {len(named)} methods of this grid"
+        found = f"found {name!r}, which is {len(named)} methods of this grid"
         raise where.at("from").error(f"{found}, allowed: one of {listed(method.label for method in named)}")
-    raise where.at("from").unknown(selector.method, "method of this grid", labels)
+    raise where.at("from").unknown(name, "method of this grid", labels)
 
 
 def _same_axes(source: Point, cell: Point) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.identity import Part
+from harness.names import CONTROLS, split_control
 from harness.options import Schema
 from harness.planning.axes import Point, Selector, expand, label, parse_terms
 from harness.planning.errors import Where
@@ -151,14 +151,13 @@ def _axes(members: Sequence[Entry], points: Sequence[Point]) -> dict[str, Any]:
 
 def _members(entry: Entry, registry: Registry) -> list[Entry]:
     """The members of a composition, each with its own options; a method alone is its only member."""
-    if control := re.match(r"(\w*)\s*\(", entry.name):
-        raise entry.where.error(
-            f"not yet: control {control[1]}(...), found {entry.name!r}, allowed: a method, or a + b"
-        )
     names = [name.strip() for name in entry.name.split("+")]
     for name in names:
         if not name or names.count(name) > 1:
             raise entry.where.found(entry.name, "a method, or different ones such as a + b")
+        control, _ = split_control(name)
+        if control and control not in CONTROLS:
+            raise entry.where.unknown(control, "control", CONTROLS)
         Entry(name, {}, entry.where).item("method", registry)
     if len(names) == 1:
         return [Entry(names[0], entry.options, entry.where)]

@@ -35,11 +35,11 @@ def explain(plan: Plan, prefix: str) -> list[Explained]:
         values |= {f"probe.{part.name}.{name}": value for name, value in part.options.items()}
     values |= {"threads": spec.threads, "device": spec.device, "data": spec.data, "version": spec.task_version}
     for required in spec.requires:
-        values[shown(required.path, spec.methods)] = f"{required.metric} of trial {required.hash}"
+        values[shown(required.path, spec.methods)] = f"{required.taken} of trial {required.hash}"
     return [Explained(name, value, trial.origins.get(name, "default")) for name, value in values.items()]
 
 
 def shown(path: str, methods: Sequence[Part]) -> str:
     """A path in a trial's content as people read it: `methods.0.beta` is `method.balanced_adam.beta`."""
     family, *rest = path.split(".")
-    return path if family == "recipe" else f"method.{methods[int(rest[0])].name}.{rest[1]}"
+    return path if family == "recipe" else ".".join(["method", methods[int(rest[0])].name, *rest[1:]])

@@ -14,10 +14,11 @@ from typing import Any
 
 from harness.options import Schema, nearest
 from harness.planning.axes import Terms, parse_terms
+from harness.planning.claims import Claims, check_claims
 from harness.planning.entries import Choice, Entry, method_choices, probe_choices, task_choices
 from harness.planning.errors import Where, listed
 from harness.planning.reading import Draft, read_draft
-from harness.planning.schema import TRIALS, GridFile, RecipeRule, ResourceRule, validate
+from harness.planning.schema import TRIALS, GridFile, RecipeRule, ResourceRule, StartRule, validate
 from harness.registry import Registry
 from harness.resources import Resources
 from harness.seeds import NAMES
@@ -49,6 +50,9 @@ class Grid:
     probes: list[Choice]
     requests: list[tuple[ResourceRule, str]]
     """The entries of `resources`, each with its path."""
+    starts: list[tuple[StartRule, Where]]
+    """Where trials start: the last word wins."""
+    claims: Claims
 
     def where(self) -> Where:
         """The file as a whole."""
@@ -107,6 +111,7 @@ def check_grid(draft: Draft, registry: Registry) -> Grid:
 
     tasks = task_choices(entries("tasks", parsed.tasks), registry)
     methods = method_choices(entries("methods", parsed.methods), registry)
+    seeds = _seeds(parsed.seeds, draft.where(["seeds"]))
     return Grid(
         file=draft.file,
         name=parsed.name,
@@ -114,12 +119,14 @@ def check_grid(draft: Draft, registry: Registry) -> Grid:
         digest=hashlib.sha256(repr(draft).encode()).hexdigest()[:16],
         tasks=tasks,
         methods=methods,
-        seeds=_seeds(parsed.seeds, draft.where(["seeds"])),
+        seeds=seeds,
         rules=[
             _rule(rule, draft.where(["recipes", i]), tasks, methods, registry) for i, rule in enumerate(parsed.recipes)
         ],
         probes=probe_choices(entries("probes", parsed.probes), registry),
         requests=_requests(parsed, draft, tasks, methods),
+        starts=_starts(parsed, draft, tasks, methods),
+        claims=check_claims(parsed, draft, tasks, methods, registry, _most(seeds)),
     )
 
 
@@ -141,7 +148,29 @@ def _seeds(written: int | list[int] | dict[str, int], where: Where) -> list[dict
     return [dict(zip(counts, seeds, strict=True)) for seeds in itertools.product(*ranges)]
 
 
-def _match(rule: RecipeRule | ResourceRule, where: Where, tasks: list[Choice], methods: list[Choice]) -> list[str]:
+def _most(seeds: list[dict[str, int]]) -> int:
+    """How many values the stream has that varies most."""
+    return max(len({seed[stream] for seed in seeds}) for stream in seeds[0])
+
+
+def _starts(
+    parsed: GridFile, draft: Draft, tasks: list[Choice], methods: list[Choice]
+) -> list[tuple[StartRule, Where]]:
+    rules = parsed.start if isinstance(parsed.start, list) else [parsed.start]
+    starts = []
+    for index, rule in enumerate(rules):
+        where = draft.where(["start", index] if isinstance(parsed.start, list) else ["start"])
+        _match(rule, where, tasks, methods)
+        known = [name for task in tasks for name in (task.label, task.name)]
+        if rule.of is not None and rule.of not in known:
+            raise where.at("of").unknown(rule.of, "task of this grid", [task.label for task in tasks])
+        starts.append((rule, where))
+    return starts
+
+
+def _match(
+    rule: RecipeRule | ResourceRule | StartRule, where: Where, tasks: list[Choice], methods: list[Choice]
+) -> list[str]:
     """The tasks that a rule applies to.
 
     Raises:
@@ -164,8 +193,6 @@ def _rule(rule: RecipeRule, where: Where, tasks: list[Choice], methods: list[Cho
     schemas = {name: registry.item("task", name).recipe for name in matched}
     place = where if where.path == "recipe" else where.at("set")
     for name, path in _fields(rule.set, place):
-        if name == "phases":
-            raise path.error("not yet: several optimizers in turn")
         if not any(name in schema for schema in schemas.values()):
             known = sorted(set().union(*schemas.values()))
             raise path.unknown(name, f"field of the recipe of {listed(matched)}", known)

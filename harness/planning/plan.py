@@ -8,11 +8,13 @@ import os
 import platform
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from harness import sources
 from harness.identity import Requirement, TrialSpec
+from harness.planning.claims import Claims, PlannedClaim
 from harness.planning.errors import GridError, listed
 from harness.planning.grid import Grid
 from harness.recording.environment import PACKAGES, version
@@ -20,7 +22,7 @@ from harness.recording.records import RecordsError, write_atomically
 from harness.registry import Registry, cache_folder
 from harness.resources import Resources
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the text of a plan changes its form."""
 
 KEPT = 100
@@ -74,6 +76,7 @@ class Plan:
     """Probes that are left out of a task's trials, and why."""
     grid_text: str = ""
     """The grid as it was written, with what it extends and what the command line overrides."""
+    claims: Claims = field(default_factory=Claims)
 
     @property
     def stages(self) -> list[list[PlannedTrial]]:
@@ -82,6 +85,15 @@ class Plan:
         for trial in self.trials:
             stages[trial.stage].append(trial)
         return stages
+
+    @cached_property
+    def kept(self) -> dict[str, set[str]]:
+        """The checkpoints that trials of this plan start from, by the hash of the trial that leaves them."""
+        kept: dict[str, set[str]] = {}
+        for required in (required for trial in self.trials for required in trial.spec.requires):
+            if required.path == "start":
+                kept.setdefault(required.hash, set()).add(required.taken)
+        return kept
 
     @property
     def digest(self) -> str:
@@ -125,6 +137,7 @@ class Plan:
             "left_out": [asdict(left) for left in self.left_out],
             "notes": self.notes,
             "grid_text": self.grid_text,
+            "claims": asdict(self.claims),
         }
         return json.dumps(content, separators=(",", ":"))
 
@@ -148,6 +161,11 @@ class Plan:
             left_out=[LeftOut(**left) for left in content["left_out"]],
             notes=content["notes"],
             grid_text=content["grid_text"],
+            claims=Claims(
+                tuple(PlannedClaim(**claim) for claim in content["claims"]["listed"]),
+                content["claims"]["level"],
+                tuple(content["claims"]["looks"]),
+            ),
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -16,6 +16,7 @@ from pydantic import (
     Tag,
     TypeAdapter,
     ValidationError,
+    model_validator,
 )
 from pydantic_core import ErrorDetails
 
@@ -59,6 +60,12 @@ def _whole_gpus(value: float) -> float:
     if value > 1 and value != int(value):
         raise ValueError(f"found {value}, allowed: a fraction of one GPU, or a whole number")
     return value
+
+
+def _rising(looks: list[int]) -> list[int]:
+    if looks != sorted(set(looks)):
+        raise ValueError(f"found {short(looks)}, allowed: rising numbers of seeds")
+    return looks
 
 
 def _shape(value: Any) -> str:
@@ -112,6 +119,43 @@ ResourceRules = Annotated[
 ]
 
 
+Looks = Annotated[
+    Annotated[int, Field(ge=2, le=100), Tag("whole number")]
+    | Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1), AfterValidator(_rising), Tag("list")],
+    Discriminator(_shape),
+]
+
+
+class StartRule(Model):
+    """Where the trials that two globs match start: at a share of another trial's steps, or with its final weights."""
+
+    task: str = "*"
+    method: str = "*"
+    source: Annotated[str, Field(alias="from", min_length=1)]
+    of: str | None = None
+    at: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.of is None) == (self.at is None):
+            raise ValueError(
+                "found `at` and `of` together or neither, allowed: at: SHARE branches from a run of the same task, "
+                "of: TASK takes the weights of a finished run of another one"
+            )
+        return self
+
+
+StartRules = Annotated[
+    Annotated[StartRule, Tag("mapping")] | Annotated[list[StartRule], Tag("list")], Discriminator(_shape)
+]
+
+
+class Sequential(Model):
+    """When the claims are judged: so many looks in equal steps, or at these numbers of seeds."""
+
+    looks: Looks
+
+
 class GridFile(Model):
     """A grid as it is written."""
 
@@ -126,8 +170,10 @@ class GridFile(Model):
     ranks: Literal[1] = 1
     tuning: None = None
     screening: None = None
-    claims: None = None
-    start: None = None
+    claims: list[dict[str, Any]] = []
+    level: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    sequential: Sequential | None = None
+    start: StartRules = []
 
 
 LATER = {
@@ -135,8 +181,6 @@ LATER = {
     "ranks": "a trial on several ranks",
     "tuning": "tuning on validation",
     "screening": "early-stopping rules",
-    "claims": "statements that the grid decides",
-    "start": "trials that go on from a checkpoint",
 }
 """Fields of the schema that cannot be used yet, and what they are for."""
 
@@ -192,5 +236,11 @@ def _translate(problem: ErrorDetails, draft: Draft) -> GridError:
 
 def _fields(path: list[int | str]) -> list[str]:
     """The fields of the model that the last part of the path lies in."""
-    inner: dict[int | str, type[Model]] = {"recipes": RecipeRule, "resources": ResourceRule}
-    return list((inner[path[0]] if len(path) > 1 else GridFile).model_fields)
+    inner: dict[int | str, type[Model]] = {
+        "recipes": RecipeRule,
+        "resources": ResourceRule,
+        "sequential": Sequential,
+        "start": StartRule,
+    }
+    fields = (inner[path[0]] if len(path) > 1 else GridFile).model_fields
+    return [field.alias or name for name, field in fields.items()]

@@ -69,6 +69,8 @@ def survey(plan: Plan, results: Results, keep_stale: bool = False) -> Survey:
         if result is not None:
             found[trial.hash] = result
         state, reason = _state(trial, result, found, run)
+        if state is State.FINISHED and result and (lacking := plan.kept.get(trial.hash, set()) - set(result.kept)):
+            state, reason = State.STALE, f"its {min(lacking)} was not kept, which another trial starts from"
         if result is None and trial.hash in begun and records.attempts():
             state = State.UNFINISHED
         if not _settled(state, result, keep_stale):
@@ -100,10 +102,10 @@ def _state(trial: PlannedTrial, result: Result | None, found: dict[str, Result],
     for required in trial.spec.requires:
         source = found.get(required.hash)
         if source and required.hash in run and source.status.done:
-            return State.STALE, f"trial {required.hash}, which it takes {required.metric} from, is run again"
-        value = source.metrics.get(required.metric) if source else None
+            return State.STALE, f"trial {required.hash}, which it takes {required.taken} from, is run again"
+        value = source.taken(required.taken) if source else None
         if value is not None and required.path in result.values and result.values[required.path] != value:
-            return State.STALE, f"{required.metric} of trial {required.hash} has changed"
+            return State.STALE, f"{required.taken} of trial {required.hash} has changed"
     return State(result.status), result.reason
 
 
@@ -118,10 +120,10 @@ def _obstacle(trial: PlannedTrial, found: dict[str, Result], view: Survey, run: 
     """Why a value that the trial requires will never come, as things stand."""
     for required in trial.spec.requires:
         state, source = view.statuses.get(required.hash), found.get(required.hash)
-        if required.hash in run or (source and state is not State.BLOCKED and required.metric in source.metrics):
+        if required.hash in run or (source and state is not State.BLOCKED and source.taken(required.taken) is not None):
             continue
         ended = f"is {state}" if state is not State.FINISHED else "has no such metric"
-        return f"needs {required.metric} of trial {required.hash}, which {ended}"
+        return f"needs {required.taken} of trial {required.hash}, which {ended}"
     return ""
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.recording.grids import SubmittedTrial, held
-from harness.recording.records import Commit, Result, Status, TrialRecords
+from harness.recording.records import ACTIONS, Commit, Result, Status, TrialRecords
 
 RUNNING, UNFINISHED = "running", "unfinished"
 """What a trial without a result is: some process is at it, or none is and the next run goes on with it."""
@@ -191,9 +191,14 @@ def params(spec: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, str]
     for part in spec["methods"]:
         found |= {f"{part['name']}.{name}": value for name, value in part["options"].items()}
     for path, value in values.items():
-        family, *rest = path.split(".")
-        key = rest[0] if family == "recipe" else f"{spec['methods'][int(rest[0])]['name']}.{rest[1]}"
-        found[key] = value
+        match path.split("."):
+            case ["methods", index, option]:
+                found[f"{spec['methods'][int(index)]['name']}.{option}"] = value
+            case ["methods", index]:
+                sources = {required["path"]: required["hash"] for required in spec["requires"]}
+                found[f"{spec['methods'][int(index)]['name']}.{ACTIONS}"] = f"of trial {sources[path]}"
+            case [_, field]:
+                found[field] = value
     return {
         valid_key(name): value if isinstance(value, str) else json.dumps(value)
         for name, value in found.items()
@@ -258,10 +263,12 @@ def final_points(snapshot: Snapshot) -> list[Point]:
 
 
 def files(snapshot: Snapshot) -> dict[str, str]:
-    """The files of an ended trial by name: the traceback, and the actions of its method."""
+    """The files of an ended trial by name: the traceback, its pictures, and the actions of its method."""
     if snapshot.result is None:
         return {}
     found = {"error.txt": snapshot.result.error} if snapshot.result.error else {}
+    pictures = sorted((snapshot.records.folder / "pictures").glob("*.svg"))
+    found |= {f"pictures/{picture.name}": picture.read_text(encoding="utf-8") for picture in pictures}
     actions = [json.dumps(record) for record in _read(snapshot.records, snapshot.chunks) if "action" in record]
     return found | ({"actions.jsonl": "\n".join(actions) + "\n"} if actions else {})
 

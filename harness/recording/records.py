@@ -51,6 +51,16 @@ class Status(StrEnum):
         return self in (Status.FINISHED, Status.DIVERGED, Status.SCREENED)
 
 
+ACTIONS = "actions"
+"""What a control takes of another trial: all that its method did."""
+
+WEIGHTS = "weights"
+"""What a trial takes of another one to start from its weights alone: those of its selected checkpoint."""
+
+CHECKPOINT = "checkpoint@"
+"""What a trial takes of another one to branch from it, with the share of its steps: `checkpoint@0.25`."""
+
+
 class RecordsError(RuntimeError):
     """The results folder cannot be read or written as it must be."""
 
@@ -69,7 +79,7 @@ class Result:
     metrics: dict[str, float] = field(default_factory=dict)
     weights: str = ""
     """A digest of the weights after the last step: two runs of one trial agree to the bit if theirs are equal."""
-    values: dict[str, float] = field(default_factory=dict)
+    values: dict[str, float | str] = field(default_factory=dict)
     """What the trial took from the trials that it requires, by path."""
     steps: int = 0
     attempt: int = 1
@@ -80,6 +90,17 @@ class Result:
     error: str = ""
     """The traceback, if the author's code raised."""
     environment: dict[str, Any] = field(default_factory=dict)
+    kept: list[str] = field(default_factory=list)
+    """Checkpoints that stay for trials that start from them."""
+
+    def taken(self, what: str) -> float | str | None:
+        """What another trial takes from this one, or what identifies it; None if there is no such thing.
+
+        That is a metric by name; or `actions` and checkpoints, for which the digest of the weights says which run's.
+        """
+        if what == ACTIONS or what in self.kept:
+            return self.weights if self.status is Status.FINISHED else None
+        return self.metrics.get(what)
 
 
 @dataclass
@@ -154,6 +175,10 @@ class TrialRecords:
             except FileNotFoundError:
                 continue
         return None
+
+    def kept(self, name: str) -> Path:
+        """The file of a checkpoint that stays."""
+        return self.folder / "kept" / f"{name}.pt"
 
     def records(self) -> Iterator[dict[str, Any]]:
         """All committed records, in order: each step appears once, however often the trial was interrupted."""
@@ -243,6 +268,10 @@ class Attempt:
     def record(self, record: dict[str, Any]) -> None:
         """Adds a record; it counts from the next commit on."""
         self._pending.append(json.dumps(record, allow_nan=False))
+
+    def keep(self, name: str, content: bytes) -> None:
+        """Writes a file that stays with the trial after its end, such as a substituted model's weights."""
+        write_atomically(self.trial.folder / name, content)
 
     def path(self, name: str | None) -> Path | None:
         """The file of a checkpoint named in a commit."""

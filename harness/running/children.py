@@ -86,6 +86,7 @@ class WarmHandle:
             "spec_json": trial.spec_json,
             "code": trial.code,
             "values": trial.values,
+            "keep": trial.keep,
             "memory": self.resources.memory or fair_memory(self.resources),
             "time": self.resources.time,
         }

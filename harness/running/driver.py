@@ -106,7 +106,7 @@ class Run:
                     self._end(trial, Status.BLOCKED, missing)
                     progress.ended(trial.hash, Status.BLOCKED)
                 else:
-                    units.append(unit_of(trial, values))
+                    units.append(unit_of(trial, values, sorted(self.plan.kept.get(trial.hash, ()))))
             if units:
                 settings = {
                     "results": str(self.results.folder),
@@ -133,10 +133,11 @@ class Run:
         values = {}
         for requirement in trial.spec.requires:
             result = self.results.trial(requirement.hash).result()
-            if result is None or requirement.metric not in result.metrics:
+            value = result.taken(requirement.taken) if result else None
+            if value is None:
                 ended = "has not run" if result is None else f"{result.status} without it"
-                return {}, f"needs {requirement.metric} of trial {requirement.hash}, which {ended}"
-            values[requirement.path] = result.metrics[requirement.metric]
+                return {}, f"needs {requirement.taken} of trial {requirement.hash}, which {ended}"
+            values[requirement.path] = value
         return values, ""
 
     def _end(self, trial: PlannedTrial, status: Status, reason: str) -> None:
@@ -159,9 +160,9 @@ class Run:
             writer.wait()
 
 
-def unit_of(trial: PlannedTrial, values: dict[str, Any]) -> Unit:
+def unit_of(trial: PlannedTrial, values: dict[str, Any], keep: list[str]) -> Unit:
     """A unit of one trial."""
-    carried = UnitTrial(trial.hash, trial.spec.to_json(), trial.code, values)
+    carried = UnitTrial(trial.hash, trial.spec.to_json(), trial.code, values, keep)
     return Unit([carried], trial.resources, trial.cell)
 
 

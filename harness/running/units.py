@@ -18,6 +18,8 @@ class UnitTrial:
     spec_json: str
     code: str
     values: dict[str, Any] = field(default_factory=dict)
+    keep: list[str] = field(default_factory=list)
+    """Checkpoints to keep for other trials."""
 
 
 @dataclass(frozen=True)

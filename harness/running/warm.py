@@ -46,6 +46,7 @@ class Order:
     spec_json: str
     code: str
     values: dict[str, Any]
+    keep: list[str]
     memory: int | None
     time: float | None
 
@@ -180,7 +181,15 @@ class Warm:
         try:
             with Attempt(self.results, order.hash, order.spec_json, order.code) as attempt:
                 _log_to(attempt.folder / "log.txt")
-                run_trial(spec, self.registry, attempt, values=order.values, commit_every=self.commit_every, halt=halt)
+                run_trial(
+                    spec,
+                    self.registry,
+                    attempt,
+                    values=order.values,
+                    keep=order.keep,
+                    commit_every=self.commit_every,
+                    halt=halt,
+                )
         except Interrupted:
             self.shared[8] = ENDINGS.index("interrupted")
         except RecordsError as error:

@@ -9,13 +9,13 @@ the steps of a client starts it anew in `start_client`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from harness.composition import Composition
-from harness.method import Client, Server, State, Update
+from harness.method import Client, Method, Round, Server, State, Update, add_scaled, weighted_sum
 from harness.task import FederatedWorkload
 from harness.training.loop import Diverged, Training, build_optimizer, set_rate, take_step
 
@@ -28,31 +28,96 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 def advance(training: Training) -> None:
     """One round: the participants train from the server's weights, and the server takes their updates in.
 
-    What travels are the parameters and the floating-point buffers (BatchNorm's running statistics). Integer and boolean
-    buffers (its count of batches, masks) cannot be averaged: every visit starts from the server's, and so does the next round.
+    What travels are the parameters and the floating-point buffers (BatchNorm's running statistics), unless a method keeps
+    them back. Integer and boolean buffers (its count of batches, masks) cannot be averaged: every visit starts from the
+    server's, and so does the next round. Where no method and no probe looks at single updates, they are summed in place.
 
     Raises:
         Diverged: if a client's objective, or what the server makes of the updates, is not finite.
-        ValueError: if the task names no participants, or one twice, or a method's factors or changes do not fit.
+        ValueError: if the task names no participants, or one twice or without samples, or a method's factors or changes
+            do not fit.
     """
     state, method, workload = training.state, training.method, training.workload
     assert isinstance(workload, FederatedWorkload)
     round = state.step
     live = model_tensors(state.model)
     start = {name: tensor.clone() for name, tensor in live.items()}
-    server = Server(round, {name: tensor for name, tensor in start.items() if tensor.is_floating_point()})
-    updates = []
-    for index in _participants(workload, round):
-        _assign(live, start)
-        updates.append(_visit(training, server, index))
+    server = Server(round, {n: t for n, t in start.items() if t.is_floating_point() and method.travels(n)})
+    chosen = _participants(workload, round)
+    sums: dict[int, Tensor] = {}
+    visits = _visits(training, server, chosen, live, start, sums)
+    if keeps_updates(training):
+        change, updates = _aggregate(training, server, list(visits), start)
+    else:
+        change, updates = _sum_in_place(visits, [workload.sizes[index] for index in chosen]), []
     state.optimizer = None  # a client's optimizer ends with its visit
     state.step, state.horizon = round, state.recipe.length
-    weights = client_weights(updates, _factor(state, method, updates))
-    change = method.aggregate(updates, weights)
-    _take_in(server, weighted_sum(updates, weights) if change is None else change, updates)
+    _take_in(server, workload.server_change(change), sums)
     state.step = round + 1
     method.after_aggregate(server, updates)
     _assign(live, start | server.weights)
+
+
+def keeps_updates(training: Training) -> bool:
+    """Whether a rule or a probe needs every update of a round; otherwise they are summed as they come."""
+    hooks = ("factor", "aggregate", "after_aggregate")
+    rules = any(
+        getattr(type(method), hook) is not getattr(Method, hook) for method in training.method.methods for hook in hooks
+    )
+    return rules or any("clients" in probe.needs for probe in training.probes.values())
+
+
+def _visits(
+    training: Training,
+    server: Server,
+    chosen: list[int],
+    live: dict[str, Tensor],
+    start: dict[str, Tensor],
+    sums: dict[int, Tensor],
+) -> Iterable[Update]:
+    """The participants' visits one after the other; what they sent and received is counted at the end.
+
+    `sums` gets the sum of each update, unread: it tells who sent what is not finite, if that is ever asked.
+    """
+    assert isinstance(training.workload, FederatedWorkload)
+    up = down = 0
+    for index in chosen:
+        server.payload = {}
+        _assign(live, start)
+        update = _visit(training, server, index, live)
+        up += _bytes(update.delta) + _bytes(update.payload)
+        down += _bytes(server.weights) + _bytes(server.payload)
+        sums[index] = torch.stack([tensor.sum() for tensor in update.delta.values()]).sum()
+        yield update
+    training.workload.count_traffic(up, down)
+
+
+def _bytes(tensors: dict[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _aggregate(
+    training: Training, server: Server, updates: list[Update], start: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], list[Update]]:
+    """The change that the methods' rules make of the updates."""
+    state, method = training.state, training.method
+    state.optimizer = None
+    state.step = server.round
+    weights = client_weights(updates, _factor(state, method, updates))
+    if training.probes:
+        state.round = Round({name: start[name] for name in server.weights}, updates, weights)
+    change = method.aggregate(updates, weights)
+    return (weighted_sum(updates, weights) if change is None else change), updates
+
+
+def _sum_in_place(visits: Iterable[Update], sizes: list[int]) -> dict[str, Tensor]:
+    """Federated averaging with one update in memory: to the bit what `weighted_sum` gives."""
+    total: dict[str, Tensor] = {}
+    weights = torch.tensor(sizes, dtype=torch.float64)
+    for update, weight in zip(visits, (weights / weights.sum()).tolist(), strict=True):
+        total = total or {name: torch.zeros_like(delta) for name, delta in update.delta.items()}
+        add_scaled(total, update.delta, weight)
+    return total
 
 
 def _participants(workload: FederatedWorkload, round: int) -> list[int]:
@@ -60,10 +125,12 @@ def _participants(workload: FederatedWorkload, round: int) -> list[int]:
     clients = range(len(workload.sizes))
     if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(clients):
         raise ValueError(f"participants: found {chosen} in round {round}, must be distinct clients of {clients}")
+    if empty := [index for index in chosen if workload.sizes[index] < 1]:
+        raise ValueError(f"participants: found clients {empty} without samples in round {round}, must have one or more")
     return chosen
 
 
-def _visit(training: Training, server: Server, index: int) -> Update:
+def _visit(training: Training, server: Server, index: int, live: dict[str, Tensor]) -> Update:
     """A client's visit: its local steps with an optimizer of its own, and what it sends back."""
     state, method, workload = training.state, training.method, training.workload
     assert isinstance(workload, FederatedWorkload)
@@ -86,7 +153,6 @@ def _visit(training: Training, server: Server, index: int) -> Update:
     state.actions[before:] = [
         (server.round, f"{name}/{index}/{step}", values) for step, name, values in state.actions[before:]
     ]
-    live = model_tensors(state.model)
     delta = {name: live[name] - sent for name, sent in server.weights.items()}
     return Update(index, client.size, delta, payload)
 
@@ -99,14 +165,19 @@ def _seed_default(seed: int) -> None:
 
 
 def _factor(state: State, method: Composition, updates: Sequence[Update]) -> Tensor | None:
-    """The methods' factors, recorded as an action by client."""
-    factor = method.factor(updates)
-    if factor is not None:
+    """The product of the methods' factors, each recorded as an action by client."""
+    product: Tensor | None = None
+    for member in method.methods:
+        factor = member.factor(updates)
+        if factor is None:
+            continue
         if factor.shape != (len(updates),):
             raise ValueError(f"factor: found shape {tuple(factor.shape)}, must be ({len(updates)},): one per update")
         factor = factor.double().cpu()
-        state.act("factor", {str(update.client): float(f) for update, f in zip(updates, factor, strict=True)})
-    return factor
+        given = {str(update.client): float(f) for update, f in zip(updates, factor, strict=True)}
+        state.act(f"factor/{getattr(member, 'name', type(member).__name__)}", given)
+        product = factor if product is None else product * factor
+    return product
 
 
 def client_weights(updates: Sequence[Update], factor: Tensor | None = None) -> Tensor:
@@ -123,23 +194,14 @@ def client_weights(updates: Sequence[Update], factor: Tensor | None = None) -> T
     return weights / weights.sum()
 
 
-def weighted_sum(updates: Sequence[Update], weights: Tensor) -> dict[str, Tensor]:
-    """Federated averaging: the sum of the updates times their weights."""
-    total = {name: torch.zeros_like(delta) for name, delta in updates[0].delta.items()}
-    for update, weight in zip(updates, weights.tolist(), strict=True):
-        for name, delta in update.delta.items():
-            total[name].add_(delta, alpha=weight)
-    return total
-
-
-def _take_in(server: Server, change: dict[str, Tensor], updates: Sequence[Update]) -> None:
+def _take_in(server: Server, change: dict[str, Tensor], sums: dict[int, Tensor]) -> None:
     for name, delta in change.items():
         if name not in server.weights or delta.shape != server.weights[name].shape:
             allowed = {known: tuple(tensor.shape) for known, tensor in server.weights.items()}
             raise ValueError(f"aggregate: found {name!r} of shape {tuple(delta.shape)}, allowed: {allowed}")
         server.weights[name] += delta
     if not _finite(server.weights):
-        senders = [update.client for update in updates if not _finite(update.delta)]
+        senders = [client for client, total in sums.items() if not torch.isfinite(total)]
         raise Diverged(
             f"the server's weights are not finite after round {server.round}; so were those of clients {senders}"
         )

@@ -7,7 +7,7 @@ import io
 import math
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,9 @@ from harness.activations import observe
 from harness.composition import Composition
 from harness.method import State
 from harness.probe import Probe
-from harness.recording.records import Attempt, finite
+from harness.recording.records import CHECKPOINT, WEIGHTS, Attempt, finite
 from harness.task import Objective, Task, Workload
+from harness.training.horizon import steps_to_best
 
 
 class Diverged(Exception):
@@ -79,6 +80,18 @@ class Training:
     best_score: float | None = None
     best_step: int = 0
     best_weights: dict[str, torch.Tensor] | None = None
+    trajectory: list[tuple[int, float]] = field(default_factory=list)
+    """Step and validation loss of every evaluation (where a task has none, its metric with the sign that falls)."""
+    scores: list[tuple[int, float]] = field(default_factory=list)
+    """Step and metric of every evaluation."""
+    reached: dict[str, float] = field(default_factory=dict)
+    """Steps and seconds of training until an evaluation first reached the recipe's target."""
+    acted: dict[str, list[float]] = field(default_factory=dict)
+    """By kind of action: the sum of the actions' means over names, and their number."""
+    probed: dict[str, float] = field(default_factory=dict)
+    """What the probes measured last."""
+    keep: Sequence[str] = ()
+    """Checkpoints that stay for trials that start from them."""
     digest: str = ""
     """Of the weights after the last step: equal digests are equal bits."""
 
@@ -105,14 +118,22 @@ class Training:
                 "seconds": self.clock.seconds,
                 "samples": self.samples,
                 "best": [self.best_score, self.best_step],
+                "trajectory": self.trajectory,
+                "scores": self.scores,
+                "reached": self.reached,
+                "acted": self.acted,
+                "probed": self.probed,
             }
         )
 
     def load_checkpoint(self, content: bytes, best: bytes | None) -> None:
         """The reverse of `checkpoint`."""
         saved = unpack(content)
-        self.state.step = saved["step"]
         self.state.model.load_state_dict(saved["model"])
+        self.state.step = max(0, saved["step"] - 1)
+        if self.state.recipe.phase(self.state.step) != self.state.recipe.phase(0):
+            self.state.optimizer = build_optimizer(self.method, self.state)  # of the phase of the last step taken
+        self.state.step = saved["step"]
         if self.state.optimizer:
             self.state.optimizer.load_state_dict(saved["optimizer"])
         self.method.load_state_dict(saved["method"])
@@ -128,6 +149,8 @@ class Training:
         self.interval = Interval(sums, saved["count"])
         self.clock.seconds, self.samples = saved["seconds"], saved["samples"]
         self.best_score, self.best_step = saved["best"]
+        self.trajectory, self.acted, self.probed = saved["trajectory"], saved["acted"], saved["probed"]
+        self.scores, self.reached = saved["scores"], saved["reached"]
         self.best_weights = unpack(best) if best else None
 
 
@@ -159,8 +182,18 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def build_optimizer(method: Composition, state: State) -> torch.optim.Optimizer:
-    """The optimizer of a trial, or of a client's visit."""
+    """The optimizer of a trial in its present phase, or of a client's visit.
+
+    Raises:
+        ValueError: if the phase names an optimizer that a method owns.
+    """
     groups = method.parameter_groups(parameter_groups(state.model), state.recipe)
+    phase = state.recipe.phase(state.step)
+    if phase != "method":
+        owners = [getattr(part, "name", type(part).__name__) for part in method.methods if "optimizer" in part.owns]
+        if owners and phase != "lbfgs":
+            raise ValueError(f"phases: found {phase!r}, but {owners[0]} owns the optimizer; write 'method' for it")
+        return state.recipe.build_optimizer(groups, phase)
     optimizer = method.optimizer(groups, state.recipe, state.horizon)
     return optimizer or state.recipe.build_optimizer(groups)
 
@@ -181,7 +214,9 @@ def take_step(state: State, method: Composition) -> int:
     """
     assert state.optimizer is not None
     recipe, ranks = state.recipe, state.ranks
-    state.optimizer.zero_grad()
+    for group in state.optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None  # `zero_grad` opens a profiler record: a fourteenth of a small step
     state.objectives.clear()
     state.batches = [ranks.shard(state.workload.next_batch()) for _ in range(recipe.accumulate)]
     for batch in state.batches:
@@ -197,7 +232,10 @@ def take_step(state: State, method: Composition) -> int:
     if recipe.clip is not None:
         nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip)
     method.before_step(state)
-    state.optimizer.step()
+    if isinstance(state.optimizer, torch.optim.LBFGS):
+        state.optimizer.step(state.closure)
+    else:
+        state.optimizer.step()
     state.step += 1
     method.after_step(state)
     return sum(objective.size for objective in state.objectives)
@@ -206,6 +244,8 @@ def take_step(state: State, method: Composition) -> int:
 def advance(training: Training) -> None:
     """One step of supervised learning, of a PINN or of PPO."""
     state = training.state
+    if state.step in state.recipe.switches:
+        state.optimizer = build_optimizer(training.method, state)
     set_rate(state, state.recipe.rate_factor(state.step))
     training.samples += take_step(state, training.method)
     training.interval.add(state.objectives)
@@ -237,6 +277,7 @@ def train(
         advance(training)
         training.clock.stop()
         _report(training, probes)
+        _keep(training)
         halted = halt(state.step)
         if halted or time.monotonic() - committed >= commit_every:
             commit(training)
@@ -245,6 +286,14 @@ def train(
             raise Interrupted(f"stopped at step {state.step} of {length}")
     training.digest = weights_digest(state.model)
     return _test(training)
+
+
+def _keep(training: Training) -> None:
+    """Keeps the checkpoint of this step, if another trial starts from it."""
+    for name in training.keep:
+        share = name.removeprefix(CHECKPOINT)
+        if share != name and training.state.step == max(1, round(float(share) * training.state.recipe.length)):
+            training.attempt.keep(f"kept/{name}.pt", training.checkpoint())
 
 
 def commit(training: Training) -> None:
@@ -265,6 +314,7 @@ def _report(training: Training, probes: dict[str, Probe]) -> None:
     metrics: dict[str, float] = {}
     for probe in probes.values():
         metrics |= {f"probe/{name}": value for name, value in probe.after_step(state).items()}
+    training.probed |= metrics
     if last or state.step % (recipe.record_every or 1) == 0:
         metrics |= training.interval.take() | _named(training.workload.progress())
         metrics |= _times(training)
@@ -272,6 +322,10 @@ def _report(training: Training, probes: dict[str, Probe]) -> None:
         metrics |= _evaluate(training)
     for step, name, values in state.actions:
         training.attempt.record({"step": step, "action": name, "values": finite(values)})
+        if values:
+            total = training.acted.setdefault(name.split("/")[0], [0.0, 0.0])
+            total[0] += sum(values.values()) / len(values)
+            total[1] += 1
     state.actions.clear()
     if metrics:
         training.attempt.record({"step": state.step, "time": time.time(), "metrics": finite(metrics)})
@@ -304,6 +358,13 @@ def _evaluate(training: Training) -> dict[str, float]:
         metrics = {f"val/{name}": value for name, value in training.workload.evaluate(state.model, "val").items()}
     training.method.after_evaluation(state, metrics)
     score = metrics.get(task.metric, math.nan)
+    cost = score if task.direction == "min" else -score
+    if math.isfinite(score):
+        training.scores.append((state.step, score))
+    target = state.recipe.target
+    if target is not None and not training.reached and (score >= target if task.direction == "max" else score <= target):
+        training.reached = {"steps_to_target": float(state.step), "time/to_target": training.clock.seconds}
+    training.trajectory.append((state.step, metrics.get("val/loss", cost)))
     if task.select == "best" and math.isfinite(score) and training.method.selectable(state):
         better = training.best_score is None or (
             score > training.best_score if task.direction == "max" else score < training.best_score
@@ -319,12 +380,30 @@ def _test(training: Training) -> dict[str, float]:
     state, workload = training.state, training.workload
     if training.best_weights is not None:
         state.model.load_state_dict(training.best_weights)
+    if WEIGHTS in training.keep:
+        training.attempt.keep(f"kept/{WEIGHTS}.pt", pack(state.model.state_dict()))
     selected = training.best_step if training.best_weights is not None else state.step
     metrics = {"selected_step": float(selected), **_named(workload.progress()), **_times(training)}
-    models = {"": state.model, **{f"{name}/": model for name, model in training.method.variants(state.model).items()}}
+    metrics |= _summary(training)
+    variants = training.method.variants(state.model)
+    if any(method.saves_variants for method in training.method.methods):
+        for name, model in variants.items():
+            training.attempt.keep(f"{name}.pt", pack(model.state_dict()))
+    models = {"": state.model, **{f"{name}/": model for name, model in variants.items()}}
     for prefix, model in models.items():
         for split in ("val", "test"):
             with observe(model):
                 scores = workload.evaluate(model, split)
             metrics |= {f"{split}/{prefix}{name}": value for name, value in scores.items()}
+    with observe(state.model):
+        for name, picture in workload.pictures(state.model).items():
+            training.attempt.keep(f"pictures/{name}", picture.encode())
     return finite(metrics)
+
+
+def _summary(training: Training) -> dict[str, float]:
+    """What the way here comes to: steps to the best validation, the mean of what each method did, the probes."""
+    summary = {f"actions/{name}": total / count for name, (total, count) in training.acted.items()}
+    probed = {name: value for probe in training.probes.values() for name, value in probe.finish(training.state).items()}
+    summary |= training.probed | {f"probe/{name}": value for name, value in probed.items()}
+    return summary | training.reached | steps_to_best(training.trajectory) | training.workload.summarize(training.scores)

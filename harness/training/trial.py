@@ -6,7 +6,7 @@ import dataclasses
 import random
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,15 +14,17 @@ import numpy as np
 import torch
 
 from harness.composition import Composition, objection
+from harness.controls import Control, build_member
 from harness.identity import TrialSpec
-from harness.method import Ranks, State
+from harness.method import Method, Ranks, State
 from harness.recording.environment import environment
-from harness.recording.records import Attempt, RecordsError, Result, Status
+from harness.recording.records import ACTIONS, WEIGHTS, Attempt, RecordsError, Result, Status, TrialRecords
 from harness.registry import Registry
 from harness.streams import Streams
 from harness.task import FederatedWorkload, Task
 from harness.training import federation, loop
 from harness.training.loop import Diverged, Interrupted, Training
+from harness.training.starting import branch, load_weights, taken_start
 
 
 def run_trial(
@@ -32,6 +34,7 @@ def run_trial(
     *,
     values: dict[str, Any] | None = None,
     ranks: Ranks | None = None,
+    keep: Sequence[str] = (),
     commit_every: float = 15.0,
     halt: Callable[[int], bool] = lambda step: False,
 ) -> Result:
@@ -44,6 +47,7 @@ def run_trial(
         attempt: where its records go, entered.
         values: what it takes from the trials that it requires, by path.
         ranks: the ranks of a data-parallel trial.
+        keep: checkpoints to keep for other trials: `checkpoint@SHARE`, or `weights`.
         commit_every: seconds between commits; the numbers do not depend on it.
         halt: told of each step taken; once it answers true, the trial commits and stops.
 
@@ -68,12 +72,14 @@ def run_trial(
             reason=reason,
             error=error,
             environment=environment() | {"threads": spec.threads, "device": spec.device},
+            kept=[name for name in keep if attempt.trial.kept(name).exists()],
         )
 
     training: Training | None = None
     with settings(spec):
         try:
             training = set_up(spec.with_values(values or {}), registry, attempt, ranks)
+            training.keep = keep
             federated = isinstance(training.workload, FederatedWorkload)
             advance = federation.advance if federated else loop.advance
             metrics = loop.train(training, advance, commit_every=commit_every, halt=halt)
@@ -97,7 +103,7 @@ def _line(error: BaseException) -> str:
 def set_up(spec: TrialSpec, registry: Registry, attempt: Attempt, ranks: Ranks | None = None) -> Training:
     """Builds everything of a trial and puts it where its last commit left it."""
     task = registry.build_task(spec.task, spec.task_options)
-    methods = [registry.build_method(part.name, part.options) for part in spec.methods]
+    methods = _methods(spec, registry, attempt)
     if reason := objection(task, methods):
         raise ValueError(reason)
     method = Composition(methods)
@@ -107,6 +113,10 @@ def set_up(spec: TrialSpec, registry: Registry, attempt: Attempt, ranks: Ranks |
     torch.manual_seed(streams.seed("method"))  # what draws without a stream: dropout
     recipe = build_recipe(task, spec.recipe)
     workload = task.workload(recipe, streams, torch.device(spec.device))
+    start = taken_start(spec, attempt)
+    if start is not None:
+        name, content = start
+        load_weights(workload.model, content if name == WEIGHTS else content["model"], exact=name != WEIGHTS)
     workload.model = method.adapt(workload.model, workload)
     state = State(workload.model, workload, recipe, streams, horizon=recipe.length)
     if ranks:
@@ -115,12 +125,27 @@ def set_up(spec: TrialSpec, registry: Registry, attempt: Attempt, ranks: Ranks |
         state.optimizer = loop.build_optimizer(method, state)
     probes = {part.name: registry.build_probe(part.name, part.options) for part in spec.probes}
     training = Training(task, state, method, probes, attempt)
+    method.start(state)
     for probe in probes.values():
         probe.start(state)
+    if start is not None and start[0] != WEIGHTS:
+        branch(training, start[1])
     if checkpoint := attempt.path(attempt.state.checkpoint):
         best = attempt.path(attempt.state.best)
         training.load_checkpoint(checkpoint.read_bytes(), best.read_bytes() if best else None)
     return training
+
+
+def _methods(spec: TrialSpec, registry: Registry, attempt: Attempt) -> list[Method]:
+    """The methods; controls are given the actions that they require."""
+    methods = [build_member(registry, part.name, part.options) for part in spec.methods]
+    for required in spec.requires:
+        if required.taken == ACTIONS:
+            control = methods[int(required.path.split(".")[1])]
+            assert isinstance(control, Control)
+            records = TrialRecords(attempt.trial.folder.parent.parent, required.hash).records()
+            control.take([(r["step"], r["action"], r["values"]) for r in records if "action" in r])
+    return methods
 
 
 def build_recipe(task: Task, overrides: dict[str, Any]) -> Any:

@@ -78,7 +78,7 @@ MALFORMED = [
     Malformed("tuning", GOOD + "tuning: {trials: 8}\n", "tuning", ("not yet",)),
     Malformed("screening", GOOD + "screening: {rule: oui}\n", "screening", ("not yet",)),
     Malformed("claims", GOOD + "claims: [{better: a, than: b}]\n", "claims", ("not yet",)),
-    Malformed("start", GOOD + "start: {from: adamw}\n", "start", ("not yet",)),
+    Malformed("start", GOOD + "start: {from: adamw}\n", "start", ("at: SHARE", "of: TASK")),
     Malformed("stacked", GOOD + "stacked: true\n", "stacked", ("not yet",)),
     Malformed("ranks", GOOD + "ranks: 2\n", "ranks", ("not yet",)),
     # Names.
@@ -90,7 +90,7 @@ MALFORMED = [
     Malformed("unknown probe", GOOD + "probes: [ouy]\n", "probes[0]", ("no probe", "did you mean 'oui'?")),
     Malformed("half a composition", grid(methods="[adamw + ]"), "methods[0]", ("found 'adamw +'", "a + b")),
     Malformed("composed with itself", grid(methods="[sgd + sgd]"), "methods[0]", ("different ones",)),
-    Malformed("control", grid(methods="[mean_of(adamw)]"), "methods[0]", ("not yet", "mean_of")),
+    Malformed("control", grid(methods="[mean_of(adamw)]"), "methods[0]", ("needs runs of", "beside it")),
     Malformed("method twice", grid(methods="[adamw, sgd, adamw: {}]"), "methods[2]", ("'adamw'", "methods[0]")),
     Malformed(
         "task twice",
@@ -197,7 +197,20 @@ MALFORMED = [
         "recipes[0].method",
         ("did you mean 'adamw'?",),
     ),
-    Malformed("phases", GOOD + "recipes: [{set: {phases: []}}]\n", "recipes[0].set.phases", ("not yet",)),
+    Malformed(
+        "phase of no optimizer",
+        GOOD + "recipes: [{set: {phases: [newton 5]}}]\n",
+        "recipes[0].set.phases",
+        ("'newton 5'", "lbfgs"),
+        heavy=True,
+    ),
+    Malformed(
+        "phases shorter than the run",
+        GOOD + "recipes: [{set: {steps: 20, phases: [method 5, lbfgs 5]}}]\n",
+        "recipes[0].set.phases",
+        ("10 steps together", "20 steps"),
+        heavy=True,
+    ),
     Malformed(
         "refused by the recipe",
         GOOD + "recipes: [{set: {lr: -1.0}}]\n",

@@ -463,7 +463,7 @@ def start_writer(results: Results, *options: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([*command, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
+def until(condition: Callable[[], Any], seconds: float = 120.0) -> None:
     limit = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < limit

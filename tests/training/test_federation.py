@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness import Batch, FederatedWorkload, Method, Objective, Recipe, Server, Update
+from harness import Batch, FederatedWorkload, Method, Objective, Recipe, Server, Update, weighted_sum
 from harness.composition import Composition
 from harness.method import Client, State
 from harness.streams import Streams
-from harness.training.federation import advance, client_weights, weighted_sum
+from harness.training.federation import advance, client_weights
 from harness.training.loop import Diverged, Training
 
 
@@ -147,7 +147,8 @@ def test_factors_multiply_and_are_recorded() -> None:
     shares = torch.tensor([4 * 3.0, 8 * 6.0, 12 * 1.0]) / 72
     total = sum(share * watch.updates[k].delta["0.weight"] for k, share in enumerate(shares))
     torch.testing.assert_close(toy.model[0].weight.detach(), before + total)
-    assert run.state.actions == [(0, "factor", {"0": 3.0, "1": 6.0, "2": 1.0})]
+    first, second = (values for _, name, values in run.state.actions if name == "factor/Factor")
+    assert (first, second) == ({"0": 1.0, "1": 2.0, "2": 1.0}, {"0": 3.0, "1": 3.0, "2": 1.0})
 
 
 class Aggregate(Method):

@@ -1,0 +1,119 @@
+"""Trials that start where another one was."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from support import harness, plugin, write_grid
+
+from harness.planning.errors import GridError
+from harness.planning.grid import load_grid
+from harness.planning.plan import Plan, build_plan
+from harness.planning.survey import State, survey
+from harness.recording.records import Result, Results, Status
+from harness.registry import Registry
+from harness.training.starting import load_weights
+from tasks.models import mlp
+
+BRANCHES = """
+name: branches
+tasks: [digits/mlp]
+methods: [adamw, sgd, balanced_adam, rides]
+seeds: 2
+recipes: [{set: {steps: 40, record_every: 10, evaluate_every: 10}}]
+start: {from: adamw, at: 0.25}
+"""
+
+RIDES = """
+@register_method("rides")
+class Rides(Method):
+    '''Changes nothing: a branch with it is the run that it left.'''
+"""
+
+
+def planned(grid: Path, registry: Registry) -> Plan:
+    return build_plan(load_grid(grid, [], registry), registry)
+
+
+def ended(plan: Plan, results: Results) -> dict[tuple[str, int], Result]:
+    found = results.results(trial.hash for trial in plan.trials)
+    return {(t.method_label, t.spec.seed["init"]): found[t.hash] for t in plan.trials if t.hash in found}
+
+
+@pytest.mark.slow
+def test_branches_leave_one_run(tmp_path: Path) -> None:
+    code = plugin(tmp_path, RIDES)
+    registry, results = Registry([code]), Results(tmp_path / "results")
+    grid = write_grid(tmp_path, BRANCHES.replace("start:", "#"))
+    harness("run", grid, "--results", results.folder, "--plugin", code)
+    alone = ended(planned(grid, registry), results)
+    grid = write_grid(tmp_path, BRANCHES)
+    plan = planned(grid, registry)
+    view = survey(plan, results)
+    assert view.counts == {State.STALE: 2, State.NEW: 6}, "the source runs again: it has kept no checkpoint"
+    harness("run", grid, "--results", results.folder, "--plugin", code)
+    branches = ended(plan, results)
+    assert {result.status for result in branches.values()} == {Status.FINISHED}
+    for seed in range(2):
+        trunk = branches["adamw", seed]
+        assert trunk.weights == alone["adamw", seed].weights, "keeping a checkpoint changes nothing"
+        assert branches["rides", seed].weights == trunk.weights, "the branch that changes nothing is the trunk, to the bit"
+        assert branches["sgd", seed].weights not in (trunk.weights, alone["sgd", seed].weights)
+        assert [r["step"] for r in results.trial(plan_hash(plan, "sgd", seed)).records()] == [20, 30, 40]
+    assert not survey(plan, results).to_run
+
+
+def plan_hash(plan: Plan, method: str, seed: int) -> str:
+    (trial,) = (t for t in plan.trials if t.method_label == method and t.spec.seed["init"] == seed)
+    return trial.hash
+
+
+def test_weights_of_another_task(tmp_path: Path) -> None:
+    registry = Registry([])
+    grid = write_grid(
+        tmp_path,
+        """
+        name: transfer
+        tasks: [digits/mlp, digits/mlp: {activation: gelu}]
+        methods: [adamw, sgd]
+        seeds: 1
+        recipes: [{set: {steps: 10}}]
+        start: {method: sgd, from: adamw, of: digits/mlp(activation=relu)}
+        """,
+    )
+    with pytest.raises(GridError, match="start.of.*no task of this grid"):
+        planned(grid, registry)
+    text = grid.read_text().replace("digits/mlp(activation=relu)", "digits/mlp")
+    grid.write_text(text)
+    with pytest.raises(GridError, match="start.of.*allowed: one of digits/mlp, digits/mlp"):
+        planned(grid, registry)
+
+
+def test_weights_that_fit_are_taken() -> None:
+    pretrained, other_head = mlp(8, [6, 4], 10), mlp(8, [6, 4], 3)
+    own = other_head.linear3.weight.clone()
+    load_weights(other_head, pretrained.state_dict(), exact=False)
+    assert torch.equal(other_head.linear1.weight, pretrained.linear1.weight)
+    assert torch.equal(other_head.linear2.bias, pretrained.linear2.bias)
+    assert torch.equal(other_head.linear3.weight, own)
+    with pytest.raises(ValueError, match="linear3.bias"):
+        load_weights(mlp(8, [6, 4], 3), pretrained.state_dict(), exact=True)
+    with pytest.raises(ValueError, match="weights of another model"):
+        load_weights(torch.nn.Conv2d(1, 1, 3), pretrained.state_dict(), exact=False)
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        ("{from: adamw}", "at: SHARE branches"),
+        ("{from: adamw, at: 1.5}", "less than 1"),
+        ("{from: adam, at: 0.5}", "no method of this grid"),
+        ("{at: 0.5}", "start.from: found nothing"),
+        ("{from: adamw, at: 0.5, method: lion}", "matches no method"),
+        ("{from: adamw, at: 0.5, form: 1}", "did you mean 'from'"),
+    ],
+)
+def test_bad_starts_are_answered(tmp_path: Path, start: str, said: str) -> None:
+    grid = write_grid(tmp_path, BRANCHES.replace(", rides", "").replace("{from: adamw, at: 0.25}", start))
+    with pytest.raises(GridError, match=said):
+        planned(grid, Registry([]))
