@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.identity import Part, Requirement, TrialSpec, code_digest
 from harness.options import check
-from harness.planning.axes import Selector
+from harness.planning.axes import Taken
 from harness.planning.cells import Cell, lay_out
 from harness.planning.entries import Choice
 from harness.planning.errors import Where, blame
+from harness.planning.explaining import shown
 from harness.planning.grid import Grid
-from harness.planning.plan import LeftOut, Plan, PlannedTrial
+from harness.planning.plan import TUNED, LeftOut, Plan, PlannedTrial
+from harness.planning.tuning import SEEDS_FROM
 from harness.registry import Registry
 
 if TYPE_CHECKING:
@@ -125,7 +127,7 @@ class Assembler:
             pair = cell.task.label, cell.method.label
             if pair not in found:
                 found[pair] = objection(self.tasks[pair[0]].task, self.methods[pair[1]])
-            gone = [take.cell for take in cell.takes.values() if take.cell in reasons]
+            gone = [source for source in cell.sources if source in reasons]
             if reason := found[pair]:
                 reasons[number] = reason
             elif gone:
@@ -139,6 +141,7 @@ class Assembler:
         shared: dict[str, Any] = {
             "code": self._code(content),
             "cell": cell.label,
+            "tuning": cell.tuning,
             "task_label": cell.task.label,
             "method_label": cell.method.label,
             "axes": cell.axes,
@@ -147,14 +150,30 @@ class Assembler:
             "origins": self._origins(cell, content.recipe),
         }
         trials = []
-        for index, seed in enumerate(self.grid.seeds):
+        seeds = self.grid.seeds if cell.tuning is None else self._tuning_seeds()
+        for index, seed in enumerate(seeds):
             requires = [
-                Requirement(path, planned[t.cell][(index + t.ahead) % len(self.grid.seeds)].hash, t.taken)
+                Requirement(path, planned[t.cell][(index + t.ahead) % len(seeds)].hash, t.taken)
                 for path, t in cell.takes.items()
+            ]
+            requires += [
+                Requirement(TUNED, trial.hash, self.tasks[cell.task.label].task.metric)
+                for number in cell.tuned_by
+                for trial in planned[number]
             ]
             spec = replace(content, seed=seed, requires=requires)
             trials.append(PlannedTrial(spec=spec, hash=spec.hash, **shared))
         return trials
+
+    def _tuned_fields(self, cell: Cell) -> list[str]:
+        """The fields that tuning decides, as `explain` names them."""
+        if self.grid.tuning is None:
+            return []
+        return [shown(path, cell.method.parts) for path in self.grid.tuning.applying(cell.task, cell.method)]
+
+    def _tuning_seeds(self) -> list[dict[str, int]]:
+        assert self.grid.tuning is not None
+        return [dict.fromkeys(self.grid.seeds[0], SEEDS_FROM + n) for n in range(self.grid.tuning.seeds)]
 
     def _content(self, cell: Cell) -> TrialSpec:
         """What the trials of a cell share."""
@@ -175,7 +194,7 @@ class Assembler:
 
     def _recipe(self, cell: Cell, built: BuiltTask) -> dict[str, Any]:
         """Every field of the cell's recipe as plain data."""
-        taken = [name for name, value in cell.recipe.values.items() if isinstance(value, Selector)]
+        taken = [name for name, value in cell.recipe.values.items() if isinstance(value, Taken)]
         given = {name: value for name, value in cell.recipe.values.items() if name not in taken}
         schemas = self.registry.item("task", cell.task.name).recipe
         with _authors_code({name: term.where for name, term in cell.terms.items()}, cell.task.where):
@@ -204,6 +223,7 @@ class Assembler:
             for name, value in recipe.items()
         }
         origins |= {name: origin(where) for name, where in places.items()}
+        origins |= dict.fromkeys(self._tuned_fields(cell), "tuning")
         origins |= {f"seed.{name}": "seeds" for name in self.grid.seeds[0]} | {"data": "task", "version": "task"}
         _, asked = self.grid.resources(cell.task.name, cell.method.name)
         return origins | {name: asked[f] for name, f in (("threads", "cpus"), ("device", "gpus")) if f in asked}
@@ -220,13 +240,13 @@ def _make(choice: Choice, build: Callable[[str, dict[str, Any]], T]) -> list[T]:
     made = []
     for part, places in zip(choice.parts, choice.places, strict=True):
         with _authors_code(places, choice.where):
-            made.append(build(part.name, {n: v for n, v in part.options.items() if not isinstance(v, Selector)}))
+            made.append(build(part.name, {n: v for n, v in part.options.items() if not isinstance(v, Taken)}))
     return made
 
 
 def _blank(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values as a trial's content holds them: what is taken from another trial is filled in when that has run."""
-    return {name: None if isinstance(value, Selector) else value for name, value in values.items()}
+    return {name: None if isinstance(value, Taken) else value for name, value in values.items()}
 
 
 def _refuse_doubles(cells: Sequence[Cell], planned: Planned) -> None:

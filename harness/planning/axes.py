@@ -37,7 +37,17 @@ class When:
 
 
 @dataclass(frozen=True)
-class Selector:
+class Taken:
+    """A value that is not known before other trials have run."""
+
+
+@dataclass(frozen=True)
+class Tuned(Taken):
+    """A value that tuning chooses."""
+
+
+@dataclass(frozen=True)
+class Selector(Taken):
     """A value taken from the trial of another method on the same task under the same seed."""
 
     method: str
@@ -260,8 +270,8 @@ def told(chosen: Mapping[str, Any]) -> list[str]:
 
 
 def _told(value: Any) -> str:
-    if isinstance(value, Selector):
-        return f"from {value.method}"
+    if isinstance(value, Taken):
+        return f"from {value.method}" if isinstance(value, Selector) else "tuned"
     if isinstance(value, list):
         return "x".join(map(_told, value)) or "empty"
     return value if isinstance(value, str) else json.dumps(value)

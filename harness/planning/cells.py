@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import graphlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 from harness.identity import Part
 from harness.names import SEEDS_AHEAD, split_control
-from harness.planning.axes import Point, Selector, Terms, expand, told
+from harness.planning.axes import Point, Selector, Terms, Tuned, expand, told
 from harness.planning.entries import Choice
 from harness.planning.errors import Where, listed
 from harness.planning.grid import Grid
@@ -38,6 +38,10 @@ class Cell:
     method: Choice
     recipe: Point
     terms: Terms
+    tuning: int | None = None
+    """Its number among the points that a method is tuned at; None for what the grid's seeds are run with."""
+    tuned_by: list[int] = field(default_factory=list)
+    """The cells that its tuned values are chosen from."""
     takes: dict[str, Take] = field(default_factory=dict)
     """By path in the trial's content."""
     stage: int = 0
@@ -45,7 +49,13 @@ class Cell:
     @property
     def label(self) -> str:
         """`digits/mlp · adamw · lr=0.001`."""
-        return SEPARATOR.join([self.task.label, self.method.label, *told(self.recipe.axes)])
+        tuning = [] if self.tuning is None else [f"tuning {self.tuning + 1}"]
+        return SEPARATOR.join([self.task.label, self.method.label, *told(self.recipe.axes), *tuning])
+
+    @property
+    def sources(self) -> list[int]:
+        """The cells that it takes something from."""
+        return [*(take.cell for take in self.takes.values()), *self.tuned_by]
 
     @property
     def axes(self) -> dict[str, Any]:
@@ -71,17 +81,51 @@ def lay_out(grid: Grid) -> list[Cell]:
     """
     terms = {(t.name, m.name): grid.recipe(t.name, m.name) for t in grid.tasks for m in grid.methods}
     recipes = {pair: expand(own, {}) for pair, own in terms.items()}
-    trials = sum(len(recipes[t.name, m.name]) for t in grid.tasks for m in grid.methods) * len(grid.seeds)
+    each = len(grid.seeds) + (grid.tuning.trials * grid.tuning.seeds if grid.tuning else 0)
+    trials = sum(len(recipes[t.name, m.name]) for t in grid.tasks for m in grid.methods) * each
     if trials > TRIALS:
         raise grid.where().error(f"found {trials:,} trials, allowed: {TRIALS:,}")
-    cells = [
-        Cell(task, method, point, terms[task.name, method.name])
-        for task in grid.tasks
-        for method in grid.methods
-        for point in recipes[task.name, method.name]
-    ]
+    cells: list[Cell] = []
+    for task in grid.tasks:
+        for method in grid.methods:
+            for point in recipes[task.name, method.name]:
+                cells += _tuned(Cell(task, method, point, terms[task.name, method.name]), grid, len(cells))
     _connect(cells, grid)
     return cells
+
+
+def _tuned(cell: Cell, grid: Grid, number: int) -> list[Cell]:
+    """The cells that a cell is tuned by, which are counted from `number`, and after them the cell itself."""
+    if grid.tuning is None:
+        return [cell]
+    spaces = grid.tuning.applying(cell.task, cell.method)
+    for path in spaces:
+        name = path.rpartition(".")[2]
+        if name in cell.recipe.axes or name in cell.method.axes:
+            raise grid.tuning.where.at("over", name).error("found an axis of this grid, allowed: another field")
+    if not spaces:
+        return [cell]
+    tried = [_at(cell, point, index) for index, point in enumerate(grid.tuning.points(spaces))]
+    chosen = _at(cell, dict.fromkeys(spaces, Tuned()), None)
+    chosen.tuned_by = list(range(number, number + len(tried)))
+    return [*tried, chosen]
+
+
+def _at(cell: Cell, point: dict[str, Any], tuning: int | None) -> Cell:
+    """A cell at a point of the spaces that it is tuned over."""
+    own = {path.removeprefix("recipe."): value for path, value in point.items() if path.startswith("recipe.")}
+    parts = list(cell.method.parts)
+    for path, value in point.items():
+        match path.split("."):
+            case ["methods", index, option]:
+                part = parts[int(index)]
+                parts[int(index)] = Part(part.name, part.options | {option: value})
+    return replace(
+        cell,
+        method=replace(cell.method, parts=parts),
+        recipe=Point(cell.recipe.values | own, cell.recipe.axes),
+        tuning=tuning,
+    )
 
 
 def _connect(cells: Sequence[Cell], grid: Grid) -> None:
@@ -90,10 +134,10 @@ def _connect(cells: Sequence[Cell], grid: Grid) -> None:
     sorter: graphlib.TopologicalSorter[int] = graphlib.TopologicalSorter()
     for number, cell in enumerate(cells):
         cell.takes = _values(cell, grid, homes) | _actions(cell, grid, homes) | _start(number, cell, grid, homes)
-        sorter.add(number, *(take.cell for take in cell.takes.values()))
+        sorter.add(number, *cell.sources)
     try:
         for number in sorter.static_order():
-            cells[number].stage = max((cells[t.cell].stage + 1 for t in cells[number].takes.values()), default=0)
+            cells[number].stage = max((cells[source].stage + 1 for source in cells[number].sources), default=0)
     except graphlib.CycleError as error:
         circle = [cells[number] for number in error.args[1]]
         where = next((where.at("from") for _, where in circle[0].selectors().values()), circle[0].method.where)
@@ -106,17 +150,21 @@ class Homes:
 
     def __init__(self, cells: Sequence[Cell]) -> None:
         self.cells = cells
-        self._numbers: dict[tuple[str, str], list[int]] = {}
+        self._numbers: dict[tuple[str, str, int | None], list[int]] = {}
         for number, cell in enumerate(cells):
-            self._numbers.setdefault((cell.task.label, cell.method.label), []).append(number)
+            self._numbers.setdefault((cell.task.label, cell.method.label, cell.tuning), []).append(number)
 
     def find(self, task: str, method: str, cell: Cell, where: Where) -> int:
-        """The cell of a task and a method that has the same axes as `cell`.
+        """The cell of a task and a method that has the same axes as `cell`, and the same number in tuning.
 
         Raises:
             GridError: if there is none, or several.
         """
-        rivals = [n for n in self._numbers[task, method] if _same_axes(self.cells[n].recipe, cell.recipe)]
+        rivals = [
+            n
+            for n in self._numbers.get((task, method, cell.tuning), ())
+            if _same_axes(self.cells[n].recipe, cell.recipe)
+        ]
         if len(rivals) != 1:
             raise where.error(f"found {len(rivals)} cells of {method!r} on {task}, allowed: one with the same axes")
         return rivals[0]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from harness.identity import Part
-from harness.planning.plan import Plan
+from harness.planning.plan import TUNED, Plan
 
 
 class Explained(NamedTuple):
@@ -35,11 +35,12 @@ def explain(plan: Plan, prefix: str) -> list[Explained]:
         values |= {f"probe.{part.name}.{name}": value for name, value in part.options.items()}
     values |= {"threads": spec.threads, "device": spec.device, "data": spec.data, "version": spec.task_version}
     for required in spec.requires:
-        values[shown(required.path, spec.methods)] = f"{required.taken} of trial {required.hash}"
+        if required.path != TUNED:
+            values[shown(required.path, spec.methods)] = f"{required.taken} of trial {required.hash}"
     return [Explained(name, value, trial.origins.get(name, "default")) for name, value in values.items()]
 
 
 def shown(path: str, methods: Sequence[Part]) -> str:
     """A path in a trial's content as people read it: `methods.0.beta` is `method.balanced_adam.beta`."""
     family, *rest = path.split(".")
-    return path if family == "recipe" else ".".join(["method", methods[int(rest[0])].name, *rest[1:]])
+    return ".".join(["method", methods[int(rest[0])].name, *rest[1:]]) if family == "methods" else path

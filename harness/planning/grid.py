@@ -19,6 +19,7 @@ from harness.planning.entries import Choice, Entry, method_choices, probe_choice
 from harness.planning.errors import Where, listed
 from harness.planning.reading import Draft, read_draft
 from harness.planning.schema import TRIALS, GridFile, RecipeRule, ResourceRule, StartRule, validate
+from harness.planning.tuning import Tuning, check_tuning
 from harness.registry import Registry
 from harness.resources import Resources
 from harness.seeds import NAMES
@@ -52,6 +53,7 @@ class Grid:
     """The entries of `resources`, each with its path."""
     starts: list[tuple[StartRule, Where]]
     """Where trials start: the last word wins."""
+    tuning: Tuning | None
     claims: Claims
 
     def where(self) -> Where:
@@ -126,6 +128,7 @@ def check_grid(draft: Draft, registry: Registry) -> Grid:
         probes=probe_choices(entries("probes", parsed.probes), registry),
         requests=_requests(parsed, draft, tasks, methods),
         starts=_starts(parsed, draft, tasks, methods),
+        tuning=check_tuning(parsed.tuning, draft.where(["tuning"]), tasks, methods, seeds, registry),
         claims=check_claims(parsed, draft, tasks, methods, registry, _most(seeds)),
     )
 

@@ -22,8 +22,11 @@ from harness.recording.records import RecordsError, write_atomically
 from harness.registry import Registry, cache_folder
 from harness.resources import Resources
 
-FORMAT = 2
+FORMAT = 3
 """Raised when the text of a plan changes its form."""
+
+TUNED = "tuned"
+"""The path of a requirement on a trial of tuning: the best of these decides the values of all tuned fields."""
 
 KEPT = 100
 """Plans that the cache keeps."""
@@ -53,6 +56,8 @@ class PlannedTrial:
     axes: dict[str, Any]
     """The values that lie on axes: `task.width`, `method.beta`, `recipe.lr`."""
     stage: int
+    tuning: int | None
+    """The number of the point that it tries, for a trial of tuning."""
     resources: Resources
     origins: dict[str, str]
     """Where each value came from, by name: `recipe.lr` from `recipes[1].set.lr`."""
@@ -85,6 +90,16 @@ class Plan:
         for trial in self.trials:
             stages[trial.stage].append(trial)
         return stages
+
+    @cached_property
+    def by_hash(self) -> dict[str, PlannedTrial]:
+        """The trials by hash."""
+        return {trial.hash: trial for trial in self.trials}
+
+    @cached_property
+    def reported(self) -> list[PlannedTrial]:
+        """The trials that claims and reports are about: without those of tuning."""
+        return [trial for trial in self.trials if trial.tuning is None]
 
     @cached_property
     def kept(self) -> dict[str, set[str]]:

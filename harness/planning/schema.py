@@ -150,6 +150,14 @@ StartRules = Annotated[
 ]
 
 
+class TuningRule(Model):
+    """How many points every method of a task is tried at before it is run, and where they come from."""
+
+    trials: Annotated[int, Field(ge=2, le=1000)]
+    seeds: Annotated[int, Field(ge=1, le=1000)] = 1
+    over: Annotated[dict[str, Any], Field(min_length=1)]
+
+
 class Sequential(Model):
     """When the claims are judged: so many looks in equal steps, or at these numbers of seeds."""
 
@@ -168,7 +176,7 @@ class GridFile(Model):
     resources: ResourceRules = []
     stacked: Literal[False] = False
     ranks: Literal[1] = 1
-    tuning: None = None
+    tuning: TuningRule | None = None
     screening: None = None
     claims: list[dict[str, Any]] = []
     level: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
@@ -179,7 +187,6 @@ class GridFile(Model):
 LATER = {
     "stacked": "seeds of a cell trained together",
     "ranks": "a trial on several ranks",
-    "tuning": "tuning on validation",
     "screening": "early-stopping rules",
 }
 """Fields of the schema that cannot be used yet, and what they are for."""
@@ -241,6 +248,7 @@ def _fields(path: list[int | str]) -> list[str]:
         "resources": ResourceRule,
         "sequential": Sequential,
         "start": StartRule,
+        "tuning": TuningRule,
     }
     fields = (inner[path[0]] if len(path) > 1 else GridFile).model_fields
     return [field.alias or name for name, field in fields.items()]

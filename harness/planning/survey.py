@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from statistics import fmean
 
-from harness.planning.plan import Plan, PlannedTrial
-from harness.recording.records import Result, Results
+from harness.planning.plan import TUNED, Plan, PlannedTrial
+from harness.planning.taking import WORST, Missing, take
+from harness.recording.records import Result, Results, Status
 
 
 class State(StrEnum):
@@ -68,13 +70,11 @@ def survey(plan: Plan, results: Results, keep_stale: bool = False) -> Survey:
         result = records.result() if trial.hash in begun else None
         if result is not None:
             found[trial.hash] = result
-        state, reason = _state(trial, result, found, run)
-        if state is State.FINISHED and result and (lacking := plan.kept.get(trial.hash, set()) - set(result.kept)):
-            state, reason = State.STALE, f"its {min(lacking)} was not kept, which another trial starts from"
+        state, reason = _state(trial, result, plan, found, run)
         if result is None and trial.hash in begun and records.attempts():
             state = State.UNFINISHED
         if not _settled(state, result, keep_stale):
-            if obstacle := _obstacle(trial, found, view, run):
+            if obstacle := _obstacle(trial, plan, found, view, run):
                 state, reason = State.BLOCKED, obstacle
             else:
                 run.add(trial.hash)
@@ -94,19 +94,30 @@ def _begun(results: Results) -> set[str]:
         return set()
 
 
-def _state(trial: PlannedTrial, result: Result | None, found: dict[str, Result], run: set[str]) -> tuple[State, str]:
+def _state(
+    trial: PlannedTrial, result: Result | None, plan: Plan, found: dict[str, Result], run: set[str]
+) -> tuple[State, str]:
     if result is None:
         return State.NEW, ""
     if result.code != trial.code:
         return State.STALE, "its code has changed"
+    lacking = plan.kept.get(trial.hash, set()) - set(result.kept)
+    if lacking and result.status is Status.FINISHED:
+        return State.STALE, f"its {min(lacking)} was not kept, which another trial starts from"
     for required in trial.spec.requires:
         source = found.get(required.hash)
         if source and required.hash in run and source.status.done:
             return State.STALE, f"trial {required.hash}, which it takes {required.taken} from, is run again"
-        value = source.taken(required.taken) if source else None
-        if value is not None and required.path in result.values and result.values[required.path] != value:
-            return State.STALE, f"{required.taken} of trial {required.hash} has changed"
+    with suppress(Missing):
+        for path, value in take(trial, plan, found).items():
+            if path in result.values and result.values[path] != value:
+                return State.STALE, f"{_origin(path, trial)} has changed"
     return State(result.status), result.reason
+
+
+def _origin(path: str, trial: PlannedTrial) -> str:
+    source = next((r for r in trial.spec.requires if r.path == path), None)
+    return f"{source.taken} of trial {source.hash}" if source else f"what tuning chooses for {path}"
 
 
 def _settled(state: State, result: Result | None, keep_stale: bool) -> bool:
@@ -116,14 +127,24 @@ def _settled(state: State, result: Result | None, keep_stale: bool) -> bool:
     return result.status.good and keep_stale if state is State.STALE else result.status.done
 
 
-def _obstacle(trial: PlannedTrial, found: dict[str, Result], view: Survey, run: set[str]) -> str:
-    """Why a value that the trial requires will never come, as things stand."""
+def _obstacle(trial: PlannedTrial, plan: Plan, found: dict[str, Result], view: Survey, run: set[str]) -> str:
+    """Why what the trial requires will never come, as things stand."""
+    waits = False
     for required in trial.spec.requires:
-        state, source = view.statuses.get(required.hash), found.get(required.hash)
-        if required.hash in run or (source and state is not State.BLOCKED and source.taken(required.taken) is not None):
+        if required.hash in run:
+            waits = True
             continue
-        ended = f"is {state}" if state is not State.FINISHED else "has no such metric"
-        return f"needs {required.taken} of trial {required.hash}, which {ended}"
+        state, source = view.statuses.get(required.hash), found.get(required.hash)
+        if source and required.path == TUNED and source.status in WORST:
+            continue
+        if source is None or state is State.BLOCKED or source.taken(required.taken) is None:
+            ended = f"is {state}" if state is not State.FINISHED else "has no such metric"
+            return f"needs {required.taken} of trial {required.hash}, which {ended}"
+    try:
+        if not waits:
+            take(trial, plan, found)
+    except Missing as missing:
+        return str(missing)
     return ""
 
 

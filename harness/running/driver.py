@@ -16,6 +16,7 @@ from rich.console import Console
 
 from harness.planning.plan import Plan, PlannedTrial
 from harness.planning.survey import survey
+from harness.planning.taking import Missing, take
 from harness.recording.environment import environment
 from harness.recording.grids import open_submission
 from harness.recording.records import Locked, RecordsError, Result, Results, Status, end_without_result, hold
@@ -101,9 +102,10 @@ class Run:
             for trial in stage:
                 if trial.hash not in hashes:
                     continue
-                values, missing = self._values(trial)
-                if missing:
-                    self._end(trial, Status.BLOCKED, missing)
+                try:
+                    values = take(trial, self.plan, self.results.results(r.hash for r in trial.spec.requires))
+                except Missing as missing:
+                    self._end(trial, Status.BLOCKED, str(missing))
                     progress.ended(trial.hash, Status.BLOCKED)
                 else:
                     units.append(unit_of(trial, values, sorted(self.plan.kept.get(trial.hash, ()))))
@@ -127,18 +129,6 @@ class Run:
         for units, status in ends:
             for trial in (trial for unit in units for trial in unit.trials if trial.hash not in outcome.ended):
                 self._end(planned[trial.hash], status, "its worker was ended several times")
-
-    def _values(self, trial: PlannedTrial) -> tuple[dict[str, Any], str]:
-        """What a trial takes from others, or why it cannot have it."""
-        values = {}
-        for requirement in trial.spec.requires:
-            result = self.results.trial(requirement.hash).result()
-            value = result.taken(requirement.taken) if result else None
-            if value is None:
-                ended = "has not run" if result is None else f"{result.status} without it"
-                return {}, f"needs {requirement.taken} of trial {requirement.hash}, which {ended}"
-            values[requirement.path] = value
-        return values, ""
 
     def _end(self, trial: PlannedTrial, status: Status, reason: str) -> None:
         now = time.time()
