@@ -149,7 +149,8 @@ def plan(
     from harness.planning.errors import GridError
     from harness.showing import explanation, overview
 
-    planned, memory = _plan(grid, set_, open_registry(plugin), results)
+    registry = open_registry(plugin)
+    planned, memory = _plan(grid, set_, registry, results)
     out = console()
     if explain is not None:
         try:
@@ -159,6 +160,11 @@ def plan(
         return
     for part in overview(planned, memory, os.cpu_count() or 1):
         out.print(part)
+    if planned.claims.listed:
+        from harness.judging.telling import doubts
+
+        for line in doubts(planned, registry):
+            out.print(line)
     out.print(f"Next: harness run {grid}")
 
 
@@ -198,6 +204,13 @@ def run(
         raise fail(f"Interrupted; nothing is lost. Next: harness run {grid}", 130)
     from harness.showing import conclusion
 
+    if planned.claims.listed:
+        from harness.judging.telling import verdicts
+        from harness.judging.verdicts import judge_folder
+
+        for part in verdicts(judge_folder(planned, memory, registry)):
+            out.print(part)
+        out.print()
     status = conclusion(out, planned, memory, grid, results)
     raise typer.Exit(status)
 
@@ -274,13 +287,94 @@ def ui(
     os.execvp(command[0], command)
 
 
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="A grid's name, a results folder, or FOLDER:GRID.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="What it is compared with: differences are B minus A.")],
+    by: Annotated[str, typer.Option("--by", metavar="METRIC", help="Each task's own on test unless given.")] = "",
+    direction: Annotated[str, typer.Option("--direction", help="min or max, where the metric does not say.")] = "",
+    level: Annotated[float, typer.Option("--level", min=0.0001, max=0.5, help="The error level, after Holm.")] = 0.05,
+    plugin: PluginOption = None,
+    results: ResultsOption = RESULTS,
+) -> None:
+    """Says what changed between two grids, results folders or versions of the code, with a verdict per cell."""
+    from harness.judging import compare as comparing
+    from harness.recording.records import RecordsError
+
+    memory = _memory(results)
+    registry = open_registry(plugin)
+    if direction not in ("", "min", "max"):
+        raise fail(f"--direction: found {direction!r}, allowed: min, max", 2)
+    known = {item.name: (item.metric, item.direction) for item in registry.items("task")}
+    try:
+        sides = [comparing.find_side(text, memory) for text in (first, second)]
+        found = comparing.compare(sides[0], sides[1], comparing.metric_of(known, by, direction), level)
+    except RecordsError as error:
+        raise fail(f"compare: {error}", 2) from error
+    out = console()
+    out.print(comparing.table(found))
+    for name, cells in ((first, found.only_first), (second, found.only_second)):
+        if cells:
+            out.print(f"only in {name}: {', '.join(cells)}")
+    if not found.cells:
+        raise fail(f"compare: {first} and {second} have no cell in common", 2)
+
+
+@app.command()
+def gc(
+    free: Annotated[bool, typer.Option("--free", help="Deletes what is shown.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Also trials that no grid names any more.")] = False,
+    results: ResultsOption = RESULTS,
+) -> None:
+    """Shows what the results folder holds that nothing needs any more, and frees it when told to."""
+    from harness.recording.garbage import garbage
+    from harness.recording.records import RecordsError
+    from harness.showing import rubbish
+
+    memory = _memory(results)
+    try:
+        found = garbage(memory, everything)
+    except RecordsError as error:
+        raise fail(f"gc: {error}", 2) from error
+    out = console()
+    for part in rubbish(found, memory.folder):
+        out.print(part)
+    if free:
+        for item in found:
+            item.free()
+        out.print("All of it is gone.")
+    elif found:
+        out.print(f"Next: harness gc --free{' --all' if everything else ''} --results {results}")
+
+
+@app.command()
+def doctor(
+    plugin: PluginOption = None,
+    results: ResultsOption = RESULTS,
+    tracking: TrackingOption = None,
+    address: Annotated[
+        str | None, typer.Option("--address", help="A Ray cluster; one is started here unless given.")
+    ] = None,
+) -> None:
+    """Tries everything that a grid will need, and says what to do about what is wrong."""
+    from harness.running.doctor import examine
+
+    states = set()
+    out = console()
+    for finding in examine(_memory(results), open_registry(plugin), tracking, address):
+        states.add(finding.state)
+        out.print(f"{finding.state:<8} {finding.name}: {finding.detail}")
+        if finding.advice:
+            out.print(f"         {finding.advice}")
+    if "wrong" in states:
+        raise fail("doctor: a grid would not run as things are", 3)
+    out.print("Next: harness run GRID")
+
+
 LATER = {
     "submit": "Runs a grid on a cluster from elsewhere.",
     "stop": "Ends a submitted grid cleanly.",
     "report": "Writes the report of a grid.",
-    "compare": "Says what changed between two grids.",
-    "gc": "Shows and frees what the results folder no longer needs.",
-    "doctor": "Checks the set-up and says what to do.",
 }
 
 

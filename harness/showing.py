@@ -15,6 +15,7 @@ from harness.options import Schema
 from harness.planning.explaining import explain
 from harness.planning.plan import Plan
 from harness.planning.survey import estimate, survey
+from harness.recording.garbage import Garbage
 from harness.recording.records import Results
 from harness.registry import Item
 from harness.seconds import duration
@@ -110,6 +111,20 @@ def explanation(plan: Plan, prefix: str) -> Table:
     return table
 
 
+def rubbish(found: Sequence[Garbage], folder: Path) -> Iterator[RenderableType]:
+    """What nothing needs any more, by reason."""
+    by_reason: dict[str, list[Garbage]] = defaultdict(list)
+    for item in found:
+        by_reason[item.reason].append(item)
+    table = Table(title=f"{folder}: what nothing needs any more", title_justify="left", box=None, pad_edge=False)
+    for name in ("because", "how many", "MiB", "for example"):
+        table.add_column(name)
+    for reason, alike in by_reason.items():
+        size = sum(item.bytes for item in alike) / 2**20
+        table.add_row(reason, str(len(alike)), f"{size:.1f}", str(alike[0].path.relative_to(folder)))
+    yield table if found else f"{folder}: everything there is needed."
+
+
 def conclusion(out: Console, plan: Plan, results: Results, grid: Path, folder: Path) -> int:
     """The leaderboard, what went wrong, and where to look next; returns the exit status."""
     from harness.judging import leaderboard  # it imports scipy, which the other commands do without
@@ -117,7 +132,7 @@ def conclusion(out: Console, plan: Plan, results: Results, grid: Path, folder: P
     found = results.results(trial.hash for trial in plan.trials)
     entries = [
         leaderboard.Entry(trial.hash, trial.task_label, trial.method_label, *plan.metrics[trial.spec.task])
-        for trial in plan.trials
+        for trial in plan.reported
     ]
     for task, rows in leaderboard.rank(entries, found).items():
         out.print(leaderboard.table(task, rows))

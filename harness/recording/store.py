@@ -74,6 +74,32 @@ class Run:
         return names + note
 
 
+def _scheme(uri: str) -> str:
+    """The kind of store behind an address; MLflow's settings are in place from here on."""
+    scheme = uri.split(":")[0].split("+")[0]
+    if "://" not in uri or scheme not in SCHEMES:
+        allowed = ", ".join(f"{known}://…" for known in SCHEMES)
+        raise TrackingError(
+            f"--tracking: found {uri!r}, allowed: {allowed}; file stores are not supported by MLflow any more"
+        )
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    return scheme
+
+
+def reachable(uri: str) -> None:
+    """Asks a store for its experiments.
+
+    Raises:
+        TrackingError: if it does not answer.
+    """
+    _scheme(uri)
+    with _answers():
+        from mlflow import MlflowClient
+
+        MlflowClient(uri).search_experiments(max_results=1)
+
+
 class Store:
     """One experiment in a tracking store.
 
@@ -88,14 +114,7 @@ class Store:
     """
 
     def __init__(self, uri: str, experiment: str, artifacts: Path, own: bool) -> None:
-        scheme = uri.split(":")[0].split("+")[0]
-        if "://" not in uri or scheme not in SCHEMES:
-            allowed = ", ".join(f"{known}://…" for known in SCHEMES)
-            raise TrackingError(
-                f"--tracking: found {uri!r}, allowed: {allowed}; file stores are not supported by MLflow any more"
-            )
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        scheme = _scheme(uri)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         with _answers():
             from mlflow import MlflowClient
