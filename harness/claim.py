@@ -65,7 +65,7 @@ class Claim:
         raise NotImplementedError
 
     def required(self, total: int) -> int:
-        """How many of the contrasts must be above zero."""
+        """How many of the contrasts, or groups of them, must be above zero."""
         return total
 
     def sentence(self) -> str:

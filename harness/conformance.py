@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from harness.activations import gates
 from harness.composition import objection
 from harness.identity import Part, TrialSpec
-from harness.method import OWNABLE
+from harness.method import OWNABLE, Method
 from harness.recording.records import Attempt, TrialRecords
 from harness.registry import Item, Registry
 from harness.streams import Streams
@@ -189,51 +189,94 @@ def _each_gate_once(workload: Workload) -> bool:
 
 
 def _method_checks(item: Item, registry: Registry) -> Checks:
+    built = registry.build_method(item.name, {})
     yield "owns what can be owned", lambda: set(item.owns) <= OWNABLE
-    for task in FAMILIES:
-        built = registry.build_method(item.name, {})
-        if objection(registry.build_task(task, {}), [built]) is None:
-            spec = short_spec(registry, task, [Part(item.name)])
-            yield from _method_on(task, spec, registry)
+    families = [task for task in FAMILIES if objection(registry.build_task(task, {}), [built]) is None]
+    for task in families:
+        yield from _method_on(task, built, item.name, registry)
+    for task in families[:1]:
+        yield f"{task}: compositions keep their order", partial(_order_counts, task, built, item.name, registry)
 
 
-def _method_on(task: str, spec: TrialSpec, registry: Registry) -> Checks:
+def _method_on(task: str, built: Method, name: str, registry: Registry) -> Checks:
+    spec, plain = short_spec(registry, task, [Part(name)]), short_spec(registry, task, [])
     half = 1 if "rounds" in spec.recipe else 11
-    plain = short_spec(registry, task, [])
-    yield f"{task}: runs are equal to the bit", lambda: run_short(registry, spec).same_as(run_short(registry, spec))
-    yield f"{task}: resume is exact", lambda: run_short(registry, spec).same_as(run_short(registry, spec, half))
-    yield f"{task}: leaves nothing behind", lambda: _leaves_nothing(registry, spec, plain)
-    yield f"{task}: metrics are finite", lambda: _finite(run_short(registry, spec))
+    first = lru_cache(lambda: run_short(registry, spec))
+    yield f"{task}: runs are equal to the bit", lambda: first().same_as(run_short(registry, spec))
+    yield f"{task}: resume is exact", lambda: first().same_as(run_short(registry, spec, half))
+    yield f"{task}: leaves nothing behind", lambda: _leaves_nothing(registry, plain)
+    yield f"{task}: metrics are finite", lambda: _finite(first())
+    if built.disabled:
+        options, other, others = built.disabled
+        off, baseline = (short_spec(registry, task, [Part(*part)]) for part in ((name, options), (other, others)))
+        yield f"{task}: disabled it is {other}", lambda: _alike(registry, off, baseline)
+    if "decay" in built.owns:
+        without, still = (short_spec(registry, task, m, weight_decay=0.0) for m in ([Part(name)], []))
+        yield f"{task}: without decay it is plain", lambda: _alike(registry, without, still)
 
 
-def _leaves_nothing(registry: Registry, spec: TrialSpec, plain: TrialSpec) -> bool:
-    before = run_short(registry, plain)
-    run_short(registry, spec)
-    return before.same_as(run_short(registry, plain)) and torch.is_grad_enabled()
+@lru_cache(maxsize=32)
+def _run_before(registry: Registry, spec: str) -> Ran:
+    return run_short(registry, TrialSpec.from_json(spec))
+
+
+def _leaves_nothing(registry: Registry, plain: TrialSpec) -> bool:
+    """The plain run is what it was when it first ran in this process: before the method did, or another one."""
+    return _run_before(registry, plain.to_json()).same_as(run_short(registry, plain)) and torch.is_grad_enabled()
+
+
+def _alike(registry: Registry, spec: TrialSpec, baseline: TrialSpec) -> bool:
+    return _trains_alike(run_short(registry, spec), _run_before(registry, baseline.to_json()))
+
+
+def _trains_alike(one: Ran, other: Ran) -> bool:
+    """Equal weights and metrics to the bit. What a method said of its actions may differ, tensors of its own, and their bytes."""
+    metrics = [
+        [{name: value for name, value in record["metrics"].items() if "bytes" not in name} for record in ran.records]
+        for ran in (one, other)
+    ]
+    shared = one.weights.keys() & other.weights.keys()
+    kept = [{name: ran.weights[name] for name in shared} for ran in (one, other)]
+    trained = [list(filter(None, kept)) for kept in metrics]
+    return trained[0] == trained[1] and bool(shared) and same(*kept)
+
+
+def _order_counts(task: str, built: Method, name: str, registry: Registry) -> bool:
+    """Beside another method, either order trains; the two are different trials, or agree to the bit."""
+    other = "fixed_decay" if "optimizer" in built.owns else "adamw"
+    if objection(registry.build_task(task, {}), [built, registry.build_method(other, {})]) is not None:
+        return True
+    parts = [Part(name), Part(other)]
+    specs = [short_spec(registry, task, order) for order in (parts, parts[::-1])]
+    one, two = (run_short(registry, spec) for spec in specs)
+    return specs[0].hash != specs[1].hash or one.same_as(two)
 
 
 def _finite(ran: Ran) -> bool:
-    return all("loss" in name or value == value for record in ran.records for name, value in record["metrics"].items())
+    metrics = (record.get("metrics", {}) for record in ran.records)
+    return all("loss" in name or value == value for values in metrics for name, value in values.items())
 
 
 def _probe_checks(item: Item, registry: Registry) -> Checks:
     for task in FAMILIES:
         if set(item.needs) <= registry.build_task(task, {}).offers:
-            yield f"{task}: the trajectory is untouched", partial(_untouched, item, registry, task)
-            yield f"{task}: measures", partial(_measures, item, registry, task)
+            spec = short_spec(registry, task, [Part("adam")], [Part(item.name, {"every": 1})])
+            probed = lru_cache(partial(run_short, registry, spec))
+            yield f"{task}: the trajectory is untouched", partial(_untouched, registry, task, probed)
+            yield f"{task}: measures", partial(_measures, probed)
 
 
-def _untouched(item: Item, registry: Registry, task: str) -> bool:
-    without = run_short(registry, short_spec(registry, task, [Part("adam")]))
-    probed = run_short(registry, short_spec(registry, task, [Part("adam")], [Part(item.name, {"every": 1})]))
-    for record in probed.records:
-        for name in [name for name in record["metrics"] if name.startswith("probe/")]:
-            del record["metrics"][name]
-    records = [record for record in probed.records if record["metrics"]]
-    return records == without.records and same(probed.weights, without.weights)
+def _untouched(registry: Registry, task: str, probed: Callable[[], Ran]) -> bool:
+    without = _run_before(registry, short_spec(registry, task, [Part("adam")]).to_json())
+    records = [{**record, "metrics": _without_probes(record["metrics"])} for record in probed().records]
+    return [record for record in records if record["metrics"]] == without.records and same(
+        probed().weights, without.weights
+    )
 
 
-def _measures(item: Item, registry: Registry, task: str) -> bool:
-    ran = run_short(registry, short_spec(registry, task, [Part("adam")], [Part(item.name, {"every": 1})]))
-    measured = [name for record in ran.records for name in record["metrics"] if name.startswith("probe/")]
-    return bool(measured)
+def _without_probes(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if not name.startswith("probe/")}
+
+
+def _measures(probed: Callable[[], Ran]) -> bool:
+    return any(name.startswith("probe/") for record in probed().records for name in record["metrics"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -10,6 +12,10 @@ from typing import Any, Literal, Self
 import torch
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
+PHASES = ("method", *OPTIMIZERS, "lbfgs")
+"""Optimizers that a phase may name; `method` is that of the trial's methods, or else the recipe's own."""
+LBFGS: dict[str, Any] = {"lr": 1.0, "max_iter": 20, "history_size": 50, "tolerance_grad": 1e-9, "tolerance_change": 1e-12}
+"""L-BFGS as a phase: a step is up to `max_iter` iterations on one batch, each with a strong Wolfe line search."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +29,9 @@ class Recipe:
     0.5
     >>> Recipe(steps=200).resolve().evaluate_every
     20
+    >>> recipe = Recipe(steps=120, phases=("adam 100", "lbfgs 20"))
+    >>> recipe.phase(99), recipe.phase(100), recipe.switches
+    ('adam', 'lbfgs', (100,))
     """
 
     steps: int = 1000
@@ -39,9 +48,11 @@ class Recipe:
     final_rate: float = 0.0  # the fraction of lr that linear and cosine schedules end at
     clip: float | None = None  # global gradient norm
     accumulate: int = 1  # micro-batches per step
+    phases: tuple[str, ...] = ()  # optimizers in turn with their steps, as "adam 15000", "lbfgs 100"; together `steps`
     precision: Literal["float32", "float64"] = "float32"
     evaluate_every: int | None = None  # steps; a tenth of the run unless given
     record_every: int | None = None  # steps; a fiftieth of the run unless given
+    target: float | None = None  # of the task's metric: steps_to_target and time/to_target say when it was reached first
 
     def __post_init__(self) -> None:
         positive = {"steps": self.length, "batch": self.batch, "lr": self.lr, "accumulate": self.accumulate}
@@ -59,6 +70,12 @@ class Recipe:
         for name in ("beta1", "beta2", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: found {getattr(self, name)}, must lie in [0, 1)")
+        for phase in self.phases:
+            name, _, count = phase.partition(" ")
+            if name not in PHASES or not count.isdecimal() or int(count) == 0:
+                raise ValueError(
+                    f"phases: found {phase!r}, allowed: one of {', '.join(PHASES)} and its steps, as 'adam 100'"
+                )
 
     @property
     def length(self) -> int:
@@ -66,20 +83,55 @@ class Recipe:
         return self.steps
 
     def resolve(self) -> Self:
-        """This recipe with every field that is derived from others filled in."""
+        """This recipe with every field that is derived from others filled in.
+
+        Raises:
+            ValueError: if the phases do not take the whole run.
+        """
+        if self.phases and hasattr(self, "rounds"):
+            raise ValueError(f"phases: found {list(self.phases)}, allowed: none where a run is counted in rounds")
+        if self.phases and self._starts[-1] != self.length:
+            found = f"{list(self.phases)}, {self._starts[-1]} steps together"
+            raise ValueError(f"phases: found {found}, must be the {self.length} steps of the run")
         return replace(
             self,
             evaluate_every=self.evaluate_every or max(1, self.length // 10),
             record_every=self.record_every or max(1, self.length // 50),
         )
 
+    @property
+    def _starts(self) -> tuple[int, ...]:
+        """The first step of every phase, and the end of the last."""
+        return (0, *itertools.accumulate(int(phase.split()[1]) for phase in self.phases))
+
+    @property
+    def switches(self) -> tuple[int, ...]:
+        """The first step of every phase but the first."""
+        return self._starts[1:-1]
+
+    def phase(self, step: int) -> str:
+        """The optimizer at a step; `method` where the recipe has no phases."""
+        if not self.phases:
+            return "method"
+        return self.phases[bisect.bisect_right(self.switches, step)].split()[0]
+
     def rate_factor(self, step: int) -> float:
-        """What the learning rate is multiplied with at `step` (0 for the first): a pure function, so resume is exact."""
+        """What the learning rate is multiplied with at `step` (0 for the first): a pure function, so resume is exact.
+
+        Every phase has the schedule for itself; L-BFGS has none.
+        """
+        length = self.length
+        if self.phases:
+            index = bisect.bisect_right(self.switches, step)
+            if self.phase(step) == "lbfgs":
+                return 1.0
+            start = self._starts[index]
+            step, length = step - start, self._starts[index + 1] - start
         if step < self.warmup:
             return (step + 1) / (self.warmup + 1)
         if self.schedule == "constant":
             return 1.0
-        done = (step - self.warmup) / max(1, self.length - self.warmup)
+        done = (step - self.warmup) / max(1, length - self.warmup)
         fade = 1.0 - done if self.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
         return self.final_rate + (1.0 - self.final_rate) * fade
 
@@ -97,6 +149,9 @@ class Recipe:
             return torch.optim.SGD(
                 groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, fused=True
             )
+        if name == "lbfgs":
+            parameters = [parameter for group in groups for parameter in group["params"]]
+            return torch.optim.LBFGS(parameters, line_search_fn="strong_wolfe", **LBFGS)
         if name not in OPTIMIZERS:
             raise ValueError(f"optimizer: found {name!r}, allowed: {', '.join(OPTIMIZERS)}")
         adam = torch.optim.AdamW if name == "adamw" else torch.optim.Adam

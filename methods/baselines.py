@@ -20,28 +20,44 @@ class SGD(Method):
         return recipe.build_optimizer(groups, "sgd")
 
 
+def betas(recipe: Recipe, beta1: float | None, beta2: float | None) -> tuple[float, float]:
+    """A pair of betas: the recipe's, where none is given.
+
+    Raises:
+        ValueError: for one outside of [0, 1).
+    """
+    for name, beta in (("beta1", beta1), ("beta2", beta2)):
+        if beta is not None and not 0 <= beta < 1:
+            raise ValueError(f"{name}: found {beta}, must lie in [0, 1)")
+    return (recipe.beta1 if beta1 is None else beta1, recipe.beta2 if beta2 is None else beta2)
+
+
 @register_method("adam")
 class Adam(Method):
-    """Adam with the recipe's betas; weight decay is coupled (L2)."""
+    """Adam with any pair of betas, the recipe's unless given; weight decay is coupled (L2)."""
 
     owns = frozenset({"optimizer"})
     stackable = True
     source = "Kingma & Ba 2015, arXiv 1412.6980"
 
+    beta1: float | None = None
+    beta2: float | None = None
+
+    def __post_init__(self) -> None:
+        betas(Recipe(), self.beta1, self.beta2)
+
     def optimizer(self, groups: Groups, recipe: Recipe, horizon: int) -> torch.optim.Optimizer:
-        return recipe.build_optimizer(groups, "adam")
+        return recipe.build_optimizer(groups, "adam", betas=betas(recipe, self.beta1, self.beta2))
 
 
 @register_method("adamw")
-class AdamW(Method):
-    """Adam with the recipe's betas and decoupled weight decay."""
+class AdamW(Adam):
+    """Adam with any pair of betas, the recipe's unless given, and decoupled weight decay."""
 
-    owns = frozenset({"optimizer"})
-    stackable = True
     source = "Loshchilov & Hutter 2019, arXiv 1711.05101"
 
     def optimizer(self, groups: Groups, recipe: Recipe, horizon: int) -> torch.optim.Optimizer:
-        return recipe.build_optimizer(groups, "adamw")
+        return recipe.build_optimizer(groups, "adamw", betas=betas(recipe, self.beta1, self.beta2))
 
 
 @register_method("fed_avg")

@@ -1,159 +1,49 @@
-"""Federated classification: clients with parts of the training data, a server with held-out splits."""
+"""Federated tasks: a data set, how it is spread over clients, and a model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness import Batch, FederatedWorkload, Objective, Recipe, register_task
+from harness import Recipe, Task, register_task
 from harness.streams import Streams
-from tasks import data, models, partitions
-from tasks.models import Activation
-from tasks.supervised import Digits, classification_objective, classification_scores
+from tasks import data, models, natural_clients, partitions
+from tasks.data.splits import Split, Splits
+from tasks.federation import Augment, FederatedClassification, FederatedRecipe
+from tasks.models import AnyActivation, ImageModel, Init
+from tasks.partitions import Partition
 
 
-@dataclass(frozen=True, kw_only=True)
-class FederatedRecipe(Recipe):
-    """The recipe of a federated task: a server's `rounds`, and what a client does in a visit.
-
-    What counts steps in other families counts rounds here: `schedule`, `warmup`, `evaluate_every`, `record_every`. So
-    `steps` is another word for `rounds`, filled in, and giving it another value is an error; a client takes
-    `local_epochs` passes over its samples, or `local_steps` optimizer steps.
-
-    >>> recipe = FederatedRecipe(rounds=40).resolve()
-    >>> recipe.steps, recipe.length, recipe.local_epochs, recipe.evaluate_every
-    (40, 40, 1, 4)
-    >>> FederatedRecipe(steps=800)
-    Traceback (most recent call last):
-    ValueError: steps: found 800, allowed: rounds (40) or nothing; a federated task counts rounds
-    """
-
-    steps: int = 0  # 0: as many as rounds
-    rounds: int = 40
-    clients_per_round: int = 5
-    local_epochs: int | None = None  # passes of a client over its samples in a visit; 1 unless local_steps is given
-    local_steps: int | None = None  # optimizer steps of a visit, in place of local_epochs
-
-    def __post_init__(self) -> None:
-        for name in ("rounds", "clients_per_round", "local_epochs", "local_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: found {value}, must be positive")
-        if self.steps not in (0, self.rounds):
-            raise ValueError(
-                f"steps: found {self.steps}, allowed: rounds ({self.rounds}) or nothing; a federated task counts rounds"
-            )
-        if self.local_epochs is not None and self.local_steps is not None:
-            raise ValueError(
-                f"local_steps: found {self.local_steps} beside local_epochs: {self.local_epochs}, allowed: one of the two"
-            )
-        super().__post_init__()
-
-    @property
-    def length(self) -> int:
-        return self.rounds
-
-    def resolve(self) -> Self:
-        epochs = self.local_epochs or (None if self.local_steps else 1)
-        return replace(super().resolve(), steps=self.rounds, local_epochs=epochs)
-
-
-class FederatedClassification(FederatedWorkload):
-    """A classifier whose training part lies with clients; validation and test are the server's.
-
-    The participants of a round and the batches of a visit come from streams of their own, named by round and client.
-    Nothing that one visit draws shifts another, and between rounds there is no position to save.
-    """
-
-    def __init__(
-        self, model: nn.Module, splits: data.Splits, parts: list[Tensor], recipe: FederatedRecipe, streams: Streams
-    ) -> None:
-        self.model = model
-        self.splits = splits
-        self.parts = parts
-        self.sizes = [len(part) for part in parts]
-        self.probe_inputs = splits.val.inputs[:256]
-        self._clients = [splits.train.take(part.to(splits.train.labels.device)) for part in parts]
-        self._recipe, self._streams = recipe, streams
-        self._batches: Iterator[Batch] = iter(())
-        self._done = {"rounds": 0, "client_steps": 0}
-
-    def participants(self, round: int) -> list[int]:
-        """`clients_per_round` distinct clients, drawn uniformly, in ascending order."""
-        order = torch.randperm(len(self.parts), generator=self._streams.fresh(f"data/{round}"))
-        return sorted(order[: self._recipe.clients_per_round].tolist())
-
-    def enter(self, client: int, round: int) -> int:
-        self._batches = self._visit(client, round)
-        steps = self._recipe.local_steps
-        if steps is None:
-            assert self._recipe.local_epochs is not None
-            batches = self._recipe.local_epochs * -(-self.sizes[client] // self._recipe.batch)
-            steps = -(-batches // self._recipe.accumulate)
-        self._done = {"rounds": round + 1, "client_steps": self._done["client_steps"] + steps}
-        return steps
-
-    def _visit(self, client: int, round: int) -> Iterator[Batch]:
-        """Batches of one epoch after another; the last of an epoch holds what is left, so each sample is seen once in it."""
-        generator = self._streams.fresh(f"data/{round}/{client}")
-        samples = self._clients[client]
-        while True:
-            order = torch.randperm(len(samples), generator=generator).to(samples.labels.device)
-            for indices in order.split(self._recipe.batch):
-                yield _batch(samples.take(indices))
-
-    def next_batch(self) -> Batch:
-        return next(self._batches)
-
-    def client_data(self, client: int) -> Batch:
-        return _batch(self._clients[client])
-
-    def objective(self, model: nn.Module, batch: Batch) -> Objective:
-        return classification_objective(model, batch)
-
-    def evaluate(self, model: nn.Module, split: Literal["val", "test"]) -> dict[str, float]:
-        return classification_scores(model, self.splits[split])
-
-    def progress(self) -> dict[str, float]:
-        return {name: float(value) for name, value in self._done.items()}
-
-    def state_dict(self) -> dict[str, Any]:
-        return dict(self._done)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._done = dict(state)
-
-
-def _batch(samples: data.Split) -> Batch:
-    return {"inputs": samples.inputs, "labels": samples.labels}
-
-
-@register_task("digits/federated")
-class FederatedDigits(Digits):
-    """A multi-layer perceptron on scikit-learn's digits, spread over clients with label skew from a Dirichlet distribution."""
+@dataclass
+class FederatedTask(Task):
+    """What all of them share: the partition's options. A partition follows the stream `partition` alone."""
 
     offers = frozenset({"gates", "clients", "labels"})
-    source = "McMahan et al. 2017, arXiv 1602.05629; partition: Li et al. 2022, arXiv 2102.02079"
+    source = "McMahan et al. 2017, arXiv 1602.05629; partitions: Li et al. 2022, arXiv 2102.02079"
     recipe_class = FederatedRecipe
+    class_count: ClassVar[int] = 10
 
     clients: int = 20
-    alpha: float = 0.5
-    min_size: int = 10
-    hidden: tuple[int, ...] = field(default=(64,))
-    activation: Activation = "relu"
+    partition: partitions.Kind = "dirichlet"
+    alpha: float = 0.5  # of dirichlet and quantity
+    min_size: int = 10  # samples of a client at least: of dirichlet, quantity and natural
+    classes_per_client: int = 2  # of shards
+    noisy_clients: float = 0.0  # the share of clients with wrong labels
+    label_noise: float = 0.4  # the share of their labels that is replaced by another class
+    rare_clients: float = 0.0  # the share of clients that keep rare_size samples at most
+    rare_size: int = 120
 
     def __post_init__(self) -> None:
-        for name in ("clients", "alpha", "min_size"):
+        for name in ("clients", "alpha", "min_size", "classes_per_client", "rare_size"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: found {getattr(self, name)}, must be positive")
-
-    def recipe(self) -> FederatedRecipe:
-        return FederatedRecipe(rounds=40, clients_per_round=5, batch=8, lr=4e-2, eps=1e-2, schedule="cosine")
+        for name in ("noisy_clients", "label_noise", "rare_clients"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: found {getattr(self, name)}, must lie in [0, 1]")
 
     def check(self, recipe: Recipe) -> None:
         assert isinstance(recipe, FederatedRecipe)
@@ -162,14 +52,239 @@ class FederatedDigits(Digits):
                 f"clients_per_round: found {recipe.clients_per_round}, allowed: at most the task's clients ({self.clients})"
             )
 
-    def model(self) -> nn.Module:
-        return nn.Sequential(nn.Flatten(), models.mlp(64, list(self.hidden), 10, self.activation))
+    def read(self, streams: Streams) -> tuple[Splits, Tensor | None]:
+        """The splits, ready for the model, and the natural client of each training sample where the data set has them."""
+        raise NotImplementedError
+
+    def build_model(self, shape: tuple[int, ...]) -> nn.Module:
+        """The model for samples of a shape, initialised from torch's default generator."""
+        raise NotImplementedError
 
     def workload(self, recipe: Recipe, streams: Streams, device: torch.device) -> FederatedClassification:
         assert isinstance(recipe, FederatedRecipe)
-        splits = data.digits(streams, device)
+        splits, groups = self.read(streams)
         generator = np.random.default_rng(streams.seed("partition"))
-        parts = partitions.dirichlet(splits.train.labels.cpu(), self.clients, self.alpha, self.min_size, generator)
+        partition, labels = self._divide(splits.train.labels, groups, generator)
+        splits = Splits(Split(splits.train.inputs, labels), splits.val, splits.test).to(device)
         with streams.default("init"):
-            model = self.model().to(device)
-        return FederatedClassification(model, splits, parts, recipe, streams)
+            model = self.build_model(tuple(splits.train.inputs.shape[1:])).to(device)
+        augment: Augment = getattr(self, "augment", "none")
+        return FederatedClassification(
+            model, splits, partition, recipe, streams, classes=self.class_count, augment=augment
+        )
+
+    def _divide(
+        self, labels: Tensor, groups: Tensor | None, generator: np.random.Generator
+    ) -> tuple[Partition, Tensor]:
+        """The partition, and the labels with the noise of its noisy clients."""
+        parts = self._parts(labels, groups, generator)
+        parts, rare = partitions.thin_out(parts, self.rare_clients, self.rare_size, generator)
+        noisy = partitions.chosen(self.clients, self.noisy_clients, generator)
+        for client in noisy:
+            labels = partitions.flip_labels(labels, parts[client], self.label_noise, self.class_count, generator)
+        return Partition(parts, rare, noisy), labels
+
+    def _parts(self, labels: Tensor, groups: Tensor | None, generator: np.random.Generator) -> list[Tensor]:
+        if self.partition == "dirichlet":
+            return partitions.dirichlet(labels, self.clients, self.alpha, self.min_size, generator)
+        if self.partition == "quantity":
+            return partitions.quantity(len(labels), self.clients, self.alpha, self.min_size, generator)
+        if self.partition == "shards":
+            return partitions.shards(labels, self.clients, self.classes_per_client, generator)
+        if self.partition == "iid":
+            return partitions.iid(len(labels), self.clients, generator)
+        if groups is None:
+            raise ValueError(
+                "partition: found natural, allowed: iid, dirichlet, shards, quantity; the data set has no natural clients"
+            )
+        return partitions.natural(groups, self.clients, self.min_size, generator)
+
+
+@dataclass
+class FederatedImages(FederatedTask):
+    """Any image model on images spread over clients."""
+
+    data_set: ClassVar[str] = ""
+
+    model: ImageModel = "cnn"
+    activation: AnyActivation = "native"
+    init: Init = "native"
+    width: int | None = None
+    depth: int | None = None
+    stem: Literal["native", "small"] = "native"
+    dropout: float | None = None
+    pretrained: bool = False  # torchvision's weights; the classifier starts anew, the same for every method
+    augment: Augment = "none"
+    only_classes: tuple[int, ...] = ()  # trains and scores on these alone, the classifier keeps all outputs
+    train: int | None = None
+    val: int | None = None
+    test: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("train", "val", "test"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}: found {getattr(self, name)}, must be positive")
+        if unknown := set(self.only_classes) - set(range(self.class_count)):
+            raise ValueError(f"only_classes: found {sorted(unknown)}, allowed: 0 to {self.class_count - 1}")
+
+    def data_digest(self) -> str:
+        return data.digest(self.data_set)
+
+    def recipe(self) -> FederatedRecipe:
+        return FederatedRecipe(rounds=60, clients_per_round=5, batch=32, optimizer="sgd", lr=0.01, momentum=0.9)
+
+    def read(self, streams: Streams) -> tuple[Splits, Tensor | None]:
+        whole = data.load(self.data_set, streams)
+        if self.only_classes:
+            keep = torch.tensor(self.only_classes)
+            whole = Splits(*(part.take(torch.isin(part.labels, keep)) for part in (whole.train, whole.val, whole.test)))
+        return whole.first(self.train, self.val, self.test).standardised(), None
+
+    def build_model(self, shape: tuple[int, ...]) -> nn.Module:
+        model = models.image_model(
+            self.model,
+            shape,
+            self.class_count,
+            width=self.width,
+            depth=self.depth,
+            stem=self.stem,
+            dropout=self.dropout,
+            pretrained=self.pretrained,
+        )
+        return models.dress(model, self.activation, self.init)
+
+
+@register_task("digits/federated")
+class FederatedDigits(FederatedImages):
+    """scikit-learn's digits (8×8, ten classes) spread over clients."""
+
+    data_set = "digits"
+
+    model: ImageModel = "mlp"
+    width: int | None = 64
+    depth: int | None = 1
+
+    def recipe(self) -> FederatedRecipe:
+        return FederatedRecipe(rounds=40, clients_per_round=5, batch=8, lr=4e-2, eps=1e-2, schedule="cosine")
+
+
+@register_task("digits/pretraining")
+class PretrainingDigits(FederatedDigits):
+    """Plain training of `digits/federated`'s model on the digits 0 to 4, in rounds of one epoch: a start for other tasks."""
+
+    clients: int = 1
+    partition: partitions.Kind = "iid"
+    only_classes: tuple[int, ...] = (0, 1, 2, 3, 4)
+
+    def recipe(self) -> FederatedRecipe:
+        return replace(super().recipe(), clients_per_round=1)
+
+
+@register_task("fashion_mnist/federated")
+class FederatedFashionMNIST(FederatedImages):
+    """Fashion-MNIST (28×28, ten classes) spread over clients."""
+
+    data_set = "fashion_mnist"
+
+
+@register_task("cifar10/federated")
+class FederatedCIFAR10(FederatedImages):
+    """CIFAR-10 (32×32 in colour, ten classes) spread over clients; the default model and recipe are FedOUI's."""
+
+    data_set = "cifar10"
+    source = f"{FederatedTask.source}; protocol: arXiv 2605.11571"
+
+    augment: Augment = "crop_flip"
+
+
+@register_task("cifar10/pretraining")
+class PretrainingCIFAR10(FederatedCIFAR10):
+    """Plain training of `cifar10/federated`'s model on the classes 0 to 4, in rounds of one epoch: a start for other tasks."""
+
+    clients: int = 1
+    partition: partitions.Kind = "iid"
+    only_classes: tuple[int, ...] = (0, 1, 2, 3, 4)
+
+    def recipe(self) -> FederatedRecipe:
+        return replace(super().recipe(), clients_per_round=1)
+
+
+@register_task("cifar100/federated")
+class FederatedCIFAR100(FederatedImages):
+    """CIFAR-100 (32×32 in colour, a hundred classes) spread over clients."""
+
+    data_set = "cifar100"
+    class_count = 100
+
+    augment: Augment = "crop_flip"
+
+
+@register_task("cinic10/federated")
+class FederatedCINIC10(FederatedImages):
+    """CINIC-10 (32×32 in colour, ten classes; its makers' own validation part) spread over clients."""
+
+    data_set = "cinic10"
+
+    augment: Augment = "crop_flip"
+
+
+@register_task("mnist_writers/federated")
+class FederatedWriters(FederatedImages):
+    """MNIST images of 100 writers: each writer is a client. 80 % of all images train, 10 % validate, 10 % test."""
+
+    data_set = "mnist_writers"
+    source = "writers: Yadav & Bottou 2019, arXiv 1905.10498"
+
+    clients: int = 100
+    partition: partitions.Kind = "natural"
+
+    def data_digest(self) -> str:
+        return natural_clients.digest("mnist_writers")
+
+    def recipe(self) -> FederatedRecipe:
+        return FederatedRecipe(rounds=60, clients_per_round=10, batch=10, optimizer="sgd", lr=0.05)
+
+    def read(self, streams: Streams) -> tuple[Splits, Tensor | None]:
+        splits, writers = natural_clients.writers(streams)
+        if self.only_classes:
+            raise ValueError(f"only_classes: found {list(self.only_classes)}, allowed: none for natural clients")
+        return splits.first(self.train, self.val, self.test).standardised(), writers[: self.train]
+
+
+@register_task("shakespeare/federated")
+class FederatedShakespeare(FederatedTask):
+    """The next character in Shakespeare's plays: each speaker is a client. A speaker's last fifth validates and tests."""
+
+    source = "after LEAF, arXiv 1812.01097; a small GPT in place of its LSTM"
+
+    clients: int = 100
+    partition: partitions.Kind = "natural"
+    min_size: int = 4
+    context: int = 80  # characters of a sample
+    width: int = 64
+    depth: int = 2
+    heads: int = 4
+    activation: models.Activation = "gelu"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.partition in ("dirichlet", "shards"):
+            raise ValueError(
+                f"partition: found {self.partition}, allowed: natural, iid, quantity; a text has no classes"
+            )
+        if self.noisy_clients:
+            raise ValueError(f"noisy_clients: found {self.noisy_clients}, allowed: 0; a text has no classes")
+
+    def data_digest(self) -> str:
+        return natural_clients.digest("shakespeare")
+
+    def recipe(self) -> FederatedRecipe:
+        return FederatedRecipe(rounds=60, clients_per_round=10, batch=4, optimizer="adamw", lr=1e-3, clip=1.0)
+
+    def read(self, streams: Streams) -> tuple[Splits, Tensor | None]:
+        return natural_clients.speakers(self.context)
+
+    def build_model(self, shape: tuple[int, ...]) -> nn.Module:
+        size = natural_clients.vocabulary_size()
+        return models.GPTTiny(size, self.context, self.width, self.depth, self.heads, self.activation)

@@ -67,7 +67,7 @@ class Digits(Task):
     metric = "val/accuracy"
 
     def data_digest(self) -> str:
-        return data.digest(data.digits_file())
+        return data.digest("digits")
 
     def model(self) -> nn.Module:
         """The model, initialised from torch's default generator."""

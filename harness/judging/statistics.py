@@ -1,11 +1,21 @@
-"""Statistics of results over seeds."""
+"""Statistics of results over seeds and tasks: means, aggregates with their intervals, profiles, failures, correlations.
+
+A score matrix has one row per seed and one column per task, higher is better. `-inf` is a failure that ranks worst.
+Comparisons by seed are in `harness.judging.paired`, ranks in `harness.judging.ranks`, times in `harness.judging.times`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 from scipy.special import stdtrit
+
+Array = NDArray[np.float64]
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float | None]:
@@ -34,3 +44,152 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
         return mean, None
     deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
     return mean, float(stdtrit(len(values) - 1, (1 + level) / 2)) * deviation / math.sqrt(len(values))
+
+
+def mean(scores: Array) -> Array:
+    """The mean over tasks of the means over seeds. Scores (…, seeds, tasks)."""
+    return scores.mean(axis=(-2, -1))
+
+
+def median(scores: Array) -> Array:
+    """The median over tasks of the means over seeds. Scores (…, seeds, tasks)."""
+    return np.median(scores.mean(axis=-2), axis=-1)
+
+
+def interquartile_mean(scores: Array) -> Array:
+    """The mean of the middle half of all scores, seeds and tasks together (arXiv 2108.13264). Scores (…, seeds, tasks).
+
+    >>> float(interquartile_mean(np.array([[0.0, 1.0], [2.0, 100.0]])))
+    1.5
+    """
+    return stats.trim_mean(scores.reshape(*scores.shape[:-2], -1), 0.25, axis=-1)
+
+
+def optimality_gap(scores: Array, goal: float = 1.0) -> Array:
+    """How far scores lie below a goal on average; what is above it counts as there (arXiv 2108.13264)."""
+    return goal - np.minimum(scores, goal).mean(axis=(-2, -1))
+
+
+AGGREGATES: dict[str, Callable[[Array], Array]] = {
+    "interquartile mean": interquartile_mean,
+    "mean": mean,
+    "median": median,
+    "optimality gap": optimality_gap,
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its interval; None for bounds that one seed cannot give."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+def _resamples(scores: Array, count: int, generator: np.random.Generator) -> Array:
+    """Score matrices in which the seeds of each task were drawn anew, task by task: (count, seeds, tasks)."""
+    seeds, tasks = scores.shape
+    rows = generator.integers(0, seeds, size=(count, seeds, tasks))
+    return scores[rows, np.arange(tasks)]
+
+
+def _quantile(scores: Array, confidence: float) -> float:
+    """How many bootstrap standard errors the interval reaches to either side.
+
+    At few seeds the bootstrap is too narrow by √((n-1)/n), knows nothing of Student's tails, and cannot leave the range of
+    the data (Hesterberg 2015, arXiv 1411.5279). The degrees of freedom are Satterthwaite's, over tasks; for the mean on one
+    task the interval is Student's.
+    """
+    seeds = scores.shape[0]
+    variances = scores.var(axis=0, ddof=1)
+    degrees = float((seeds - 1) * variances.sum() ** 2 / (variances**2).sum()) if variances.any() else seeds - 1.0
+    return math.sqrt(seeds / (seeds - 1)) * float(stdtrit(degrees, (1 + confidence) / 2))
+
+
+def aggregate(
+    scores: ArrayLike,
+    statistic: Callable[[Array], Array] = interquartile_mean,
+    *,
+    confidence: float = 0.95,
+    count: int = 2000,
+    percentile: bool = False,
+) -> Estimate:
+    """A statistic of a score matrix with its stratified bootstrap interval: seeds are drawn anew within each task.
+
+    Args:
+        scores: (seeds, tasks), finite.
+        statistic: of matrices (…, seeds, tasks).
+        confidence: of the interval.
+        count: how many resamples; they are the same each time.
+        percentile: the percentiles of the resamples, as rliable has it; too narrow at few seeds.
+
+    >>> estimate = aggregate([[1.0, 2.0], [2.0, 4.0], [3.0, 3.0]], mean)
+    >>> estimate.value, estimate.low < 2 < estimate.high
+    (2.5, True)
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    if values.ndim != 2 or not np.isfinite(values).all():
+        raise ValueError(f"scores: found shape {values.shape}, allowed: finite numbers of shape (seeds, tasks)")
+    if len(values) < 2:
+        return Estimate(float(statistic(values)), None, None)
+    found, value = statistic(_resamples(values, count, np.random.default_rng(0))), float(statistic(values))
+    if percentile:
+        low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
+        return Estimate(value, float(low), float(high))
+    half = _quantile(values, confidence) * float(found.std())
+    return Estimate(value, value - half, value + half)
+
+
+def profile(scores: ArrayLike, thresholds: ArrayLike) -> Array:
+    """The share of all scores above each threshold (arXiv 2108.13264); a failure is above none.
+
+    >>> profile([[0.1, 0.9], [0.5, 0.7]], [0.0, 0.5, 0.8]).tolist()
+    [1.0, 0.5, 0.25]
+    """
+    values, levels = np.asarray(scores, dtype=np.float64), np.asarray(thresholds, dtype=np.float64)
+    return (values[..., None] > levels).mean(axis=(0, 1))
+
+
+def probability_of_improvement(ours: ArrayLike, theirs: ArrayLike) -> float:
+    """The chance that a run of one method beats a run of the other on a task, a tie counting half, averaged over tasks.
+
+    The Mann-Whitney statistic over the number of pairs (arXiv 2108.13264). Scores (seeds, tasks).
+
+    >>> probability_of_improvement([[1.0], [3.0]], [[2.0], [3.0]])
+    0.375
+    """
+    x, y = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
+    chances = [
+        stats.mannwhitneyu(a, b, alternative="greater", method="asymptotic").statistic / (len(a) * len(b))
+        for a, b in zip(x.T, y.T, strict=True)
+    ]
+    return float(np.mean(chances))
+
+
+def failure_rate(failed: int, trials: int, confidence: float = 0.95) -> Estimate:
+    """The share of trials that failed, with Clopper and Pearson's interval.
+
+    >>> rate = failure_rate(0, 10)
+    >>> rate.value, rate.low, round(rate.high, 4)
+    (0.0, 0.0, 0.3085)
+    """
+    if not 0 <= failed <= trials or not trials:
+        raise ValueError(f"failed: found {failed} of {trials} trials")
+    interval = stats.binomtest(failed, trials).proportion_ci(confidence, "exact")
+    return Estimate(failed / trials, float(interval.low), float(interval.high))
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float], kind: str = "spearman") -> float | None:
+    """Spearman's ρ or Kendall's τ-b; None where one side does not vary. `-inf` ranks lowest.
+
+    >>> round(rank_correlation([1, 2, 3, 4], [1, 3, 2, float("inf")]), 3)
+    0.8
+    """
+    if kind not in ("spearman", "kendall"):
+        raise ValueError(f"kind: found {kind!r}, allowed: spearman, kendall")
+    if len(x) < 2 or len(set(x)) < 2 or len(set(y)) < 2:
+        return None
+    a, b = stats.rankdata(x), stats.rankdata(y)
+    found = stats.spearmanr(a, b) if kind == "spearman" else stats.kendalltau(a, b)
+    return float(found.statistic)

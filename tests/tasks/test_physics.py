@@ -1,4 +1,4 @@
-"""The PINN: derivatives against closed forms and other routes, the equation, the points, and trials of it."""
+"""The PINN workload: points, the objective, the reference, and trials of every equation."""
 
 import math
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from support import run
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.composition import Composition
 from harness.conformance import run_short, short_spec
@@ -20,22 +20,13 @@ from harness.training import loop
 from harness.training.ranks import DistributedRanks
 from harness.training.stacking import Stack
 from harness.training.trial import build_recipe, settings
-from tasks import models
-from tasks.derivatives import Jet, forward_mode, jet, taylor_mode
-from tasks.equations import Poisson
-from tasks.physics import PhysicsInformed, PhysicsRecipe, PoissonPINN, relative_l2
+from tasks.collocation import Collocation
+from tasks.equations import Burgers, KdV, Poisson
+from tasks.informed import PhysicsInformed, PhysicsRecipe, relative_l2
+from tasks.physics import BurgersPINN, NavierStokesPINN, PhysicsTask, PoissonPINN
 
+EQUATIONS = ["allen_cahn", "burgers", "helmholtz", "kdv", "navier_stokes", "poisson", "schrodinger"]
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def points() -> Tensor:
-    return 2 * torch.rand(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 1
-
-
-def network(activation: str, outputs: int = 1, depth: int = 3) -> nn.Sequential:
-    torch.manual_seed(1)
-    return models.mlp(2, [7] * depth, outputs, activation).double()
 
 
 def workload(seed: int = 0, **recipe: float) -> PhysicsInformed:
@@ -45,139 +36,6 @@ def workload(seed: int = 0, **recipe: float) -> PhysicsInformed:
     return built
 
 
-def close(found: Jet, expected: Jet) -> None:
-    for name in ("value", "gradient", "laplacian"):
-        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-11, atol=1e-12)
-
-
-def reverse_mode(model: nn.Module, points: Tensor, space: int) -> Jet:
-    """The jet by one backward pass per derivative, as PINN codes usually do it."""
-    points = points.clone().requires_grad_(True)
-    value = model(points)
-    gradients, laplacians = [], []
-    for output in value.unbind(dim=1):
-        (first,) = torch.autograd.grad(output.sum(), points, create_graph=True)
-        seconds = []
-        for i in range(space):
-            (second,) = torch.autograd.grad(first[:, i].sum(), points, create_graph=True)
-            seconds.append(second[:, i])
-        gradients.append(first.T)
-        laplacians.append(torch.stack(seconds).sum(dim=0))
-    return Jet(value, torch.stack(gradients, dim=-1), torch.stack(laplacians, dim=-1))
-
-
-# --- derivatives
-
-
-class Known(nn.Module):
-    """exp(x) sin(2y), x²y³."""
-
-    def forward(self, points: Tensor) -> Tensor:
-        x, y = points.T
-        return torch.stack([x.exp() * (2 * y).sin(), x**2 * y**3], dim=1)
-
-
-def test_derivatives_of_a_known_function(points: Tensor) -> None:
-    x, y = points.T
-    wave = x.exp() * (2 * y).sin()
-    gradient = torch.stack(
-        [torch.stack([wave, 2 * x * y**3], dim=1), torch.stack([2 * x.exp() * (2 * y).cos(), 3 * x**2 * y**2], dim=1)]
-    )
-    laplacian = torch.stack([-3 * wave, 2 * y**3 + 6 * x**2 * y], dim=1)
-    close(jet(Known(), points, space=2), Jet(Known()(points), gradient, laplacian))
-
-
-def test_derivatives_of_one_tanh_layer(points: Tensor) -> None:
-    model = network("tanh", depth=1)
-    first, last = model.linear1, model.linear2
-    with torch.no_grad():
-        value = torch.tanh(points @ first.weight.T + first.bias)
-        slope, curvature = 1 - value**2, -2 * value * (1 - value**2)
-        gradient = torch.stack([(slope * first.weight[:, i]) @ last.weight.T for i in range(2)])
-        laplacian = (curvature * (first.weight**2).sum(dim=1)) @ last.weight.T
-        close(jet(model, points, space=2), Jet(value @ last.weight.T + last.bias, gradient, laplacian))
-
-
-@pytest.mark.parametrize("space", [1, 2])
-@pytest.mark.parametrize("activation", models.ACTIVATIONS)
-def test_all_routes_agree(activation: str, space: int, points: Tensor) -> None:
-    model = network(activation, outputs=2)
-    routes = [taylor_mode(list(model), points, space), forward_mode(model, points, space)]
-    expected = reverse_mode(model, points, space)
-
-    def slopes(u: Jet) -> tuple[Tensor, ...]:
-        mixture = u.value.square().sum() + u.laplacian.square().sum() + u.gradient.sum()
-        return torch.autograd.grad(mixture, list(model.parameters()))
-
-    wanted = slopes(expected)
-    for found in routes:
-        close(found, expected)
-        for one, other in zip(slopes(found), wanted, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
-
-
-def test_a_network_that_is_no_stack_takes_the_general_route(points: Tensor) -> None:
-    class Residual(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner, self.last = nn.Linear(2, 2), nn.Linear(2, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.last(x + torch.tanh(self.inner(x)))
-
-    model = Residual().double()
-    close(jet(model, points, 2), reverse_mode(model, points, 2))
-
-
-def test_hooks_see_each_layer_once_with_its_plain_input(points: Tensor) -> None:
-    model, seen = network("silu"), []
-    for module in model:
-        module.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].detach()))
-    model(points)
-    plain = list(seen)
-    seen.clear()
-    jet(model, points, 2)
-    assert len(seen) == len(model)
-    assert all(map(torch.equal, seen, plain))
-
-
-# --- the equation
-
-
-class Solution(nn.Module):
-    """Poisson's reference as a model."""
-
-    def forward(self, points: Tensor) -> Tensor:
-        return Poisson().reference(points)
-
-
-def test_the_exact_solution_leaves_nothing(points: Tensor) -> None:
-    residual = Poisson().residual(points, jet(Solution(), points, space=2))
-    assert residual.shape == (50, 1)
-    assert residual.abs().max() < 1e-12
-    on_faces = torch.tensor([[-1, 0.3], [1, -0.2], [0.7, -1], [0.1, 1]], dtype=torch.float64)
-    assert Poisson().misfit(on_faces, Solution()(on_faces)).abs().max() < 1e-15
-
-
-def test_another_function_leaves_its_residual(points: Tensor) -> None:
-    class Bowl(nn.Module):
-        def forward(self, points: Tensor) -> Tensor:
-            return points.square().sum(dim=1, keepdim=True)
-
-    x, y = points.numpy().T
-    expected = -4 - 2 * np.pi**2 * np.sin(np.pi * x) * np.sin(np.pi * y)
-    residual = Poisson().residual(points, jet(Bowl(), points, space=2))
-    np.testing.assert_allclose(residual.flatten().numpy(), expected, rtol=1e-12)
-
-
-def test_relative_l2_is_the_norm_of_the_error_over_that_of_the_solution() -> None:
-    generator = np.random.default_rng(0)
-    found, reference = generator.normal(size=(2, 30, 1))
-    expected = np.linalg.norm(found - reference) / np.linalg.norm(reference)
-    assert relative_l2(torch.tensor(found), torch.tensor(reference)) == pytest.approx(expected, rel=1e-12)
-    assert relative_l2(torch.zeros(5), torch.ones(5)) == 1.0
-
-
 # --- the workload
 
 
@@ -185,7 +43,7 @@ def test_points_lie_where_they_must() -> None:
     batch = workload(batch=100, boundary=40).next_batch()
     assert batch["interior"].shape == (100, 2) and batch["boundary"].shape == (40, 2)
     assert batch["interior"].abs().max() < 1
-    for coordinate, value in Poisson.faces:
+    for coordinate, value in Poisson().faces:
         assert int((batch["boundary"][:, coordinate] == value).sum()) == 10
     inside = batch["interior"].double()
     assert inside.mean(dim=0).abs().max() < 3 / math.sqrt(3 * 100)  # three standard errors of a uniform mean
@@ -197,7 +55,7 @@ def test_held_out_points_are_fixed_and_apart() -> None:
     for split in ("val", "test"):
         with torch.no_grad():
             assert first.evaluate(first.model, split) == second.evaluate(second.model, split)
-    sets = [first._held_out["val"]["interior"], first._held_out["test"]["interior"], first.probe_inputs]
+    sets = [first._scored["val"], first._scored["test"], first.probe_inputs]
     sets.append(first.next_batch()["interior"])
     rows = [{tuple(point) for point in points.tolist()} for points in sets]
     assert len(set.union(*rows)) == sum(map(len, rows)) == 4096 + 4096 + 256 + 100
@@ -249,7 +107,7 @@ def test_bad_options_say_what_is_allowed(build: object, message: str) -> None:
 def test_the_default_trial_solves_the_equation(registry: Registry, results: Path) -> None:
     task = PoissonPINN()
     recipe = vars(build_recipe(task, {}))
-    result = run(registry, TrialSpec("poisson/pinn", {}, 1, [Part("adamw")], recipe, {"init": 0}), results)
+    result = run(registry, TrialSpec("poisson/pinn", {}, 2, [Part("adamw")], recipe, {"init": 0}), results)
     assert result.status == Status.FINISHED
     assert result.metrics["test/relative_l2"] <= 0.02
 
@@ -307,3 +165,123 @@ def test_stacked_seeds_follow_the_plain_path(registry: Registry) -> None:
                 loop.take_step(state, method)
             for name, expected in state.model.state_dict().items():
                 torch.testing.assert_close(pairs[seed][0].model.state_dict()[name], expected, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", EQUATIONS)
+def test_every_equation_trains_and_resumes(registry: Registry, name: str) -> None:
+    small = {"batch": 40, "boundary": 8} | ({"initial": 8} if name in ("allen_cahn", "burgers", "kdv") else {})
+    spec = short_spec(registry, f"{name}/pinn", [Part("adam")], **small)
+    spec = TrialSpec(**{**vars(spec), "task_options": {"depth": 2, "width": 8}})
+    whole = run_short(registry, spec)
+    assert whole.same_as(run_short(registry, spec, interrupt_at=11))
+    losses = [r["metrics"]["val/loss"] for r in whole.records if "val/loss" in r.get("metrics", {})]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("options", [{"normalisation": "batch"}, {"normalisation": "weight"}, {"residual": True}])
+def test_other_architectures_train_and_resume(registry: Registry, options: dict[str, object]) -> None:
+    spec = short_spec(registry, "burgers/pinn", [Part("adam")], batch=40, boundary=8, initial=8)
+    spec = TrialSpec(**{**vars(spec), "task_options": {"depth": 2, "width": 8, "init": "gain", **options}})
+    assert run_short(registry, spec).same_as(run_short(registry, spec, interrupt_at=11))
+
+
+@pytest.mark.parametrize("recipe", [{"sampling": "sobol"}, {"sampling": "adaptive", "resample": 3}, {"resample": 0}])
+def test_every_sampling_resumes(registry: Registry, recipe: dict[str, object]) -> None:
+    spec = short_spec(registry, "burgers/pinn", [Part("adam")], batch=40, boundary=8, initial=8, **recipe)
+    assert run_short(registry, spec).same_as(run_short(registry, spec, interrupt_at=11))
+
+
+def test_points_are_kept_as_long_as_the_recipe_says() -> None:
+    def draws(resample: int) -> list[int]:
+        built = workload(resample=resample)
+        seen = [built.next_batch()["interior"][0, 0].item() for _ in range(6)]
+        return [seen.index(value) for value in seen]
+
+    assert draws(1) == [0, 1, 2, 3, 4, 5]
+    assert draws(2) == [0, 0, 2, 2, 4, 4]
+    assert draws(0) == [0] * 6
+
+
+def test_sobol_points_fill_the_box_more_evenly() -> None:
+    def gap(sobol_seed: int | None) -> float:
+        points = Collocation(Poisson(), (1024, 4, 0), torch.Generator().manual_seed(0), sobol_seed).draw()["interior"]
+        counts, _ = np.histogramdd(points.numpy(), bins=(8, 8), range=[(-1, 1), (-1, 1)])
+        return float(np.abs(counts - 16).max())
+
+    assert gap(1) <= 3 < gap(None)
+
+
+def test_adaptive_points_lie_where_the_residual_is() -> None:
+    def residual(points: Tensor) -> Tensor:
+        return (points[:, 0] > 0.5).float() * 100
+
+    points = Collocation(Burgers(), (500, 4, 4), torch.Generator().manual_seed(0)).draw_where(residual)["interior"]
+    # A quarter of the candidates has |r| / mean + 1 = 5, the others 1; a quarter of all is drawn, without replacement.
+    share = (points[:, 0] > 0.5).float().mean().item()
+    assert 0.5 < share < 5 / 8
+
+
+def test_periodic_points_face_each_other_and_initial_points_are_first() -> None:
+    batch = Collocation(KdV(), (10, 8, 6), torch.Generator().manual_seed(0)).draw()
+    assert {name: len(points) for name, points in batch.items()} == {
+        "interior": 10, "initial": 6, "lower": 4, "upper": 4,
+    }  # fmt: skip
+    assert torch.equal(batch["lower"][:, 1], batch["upper"][:, 1])
+    assert set(batch["lower"][:, 0].tolist()) == {-1.0} and set(batch["upper"][:, 0].tolist()) == {1.0}
+    assert set(batch["initial"][:, 1].tolist()) == {0.0}
+
+
+def test_relative_l2_is_the_norm_of_the_error_over_that_of_the_solution() -> None:
+    generator = np.random.default_rng(0)
+    found, reference = generator.normal(size=(2, 30, 1))
+    expected = np.linalg.norm(found - reference) / np.linalg.norm(reference)
+    assert relative_l2(torch.tensor(found), torch.tensor(reference)) == pytest.approx(expected, rel=1e-12)
+    assert relative_l2(torch.zeros(5), torch.ones(5)) == 1.0
+
+
+def test_a_data_file_is_scored_against(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HARNESS_DATA", str(tmp_path))
+    task = BurgersPINN(reference="field.npz")
+    with pytest.raises(FileNotFoundError, match=r"reference: found no .*field\.npz"):
+        task.data_digest()
+    (tmp_path / "pinn").mkdir()
+    x, t = np.linspace(-1, 1, 20), np.linspace(0, 1, 10)
+    np.savez(tmp_path / "pinn" / "field.npz", x=x, t=t, usol=np.outer(x, t))
+    built = task.workload(build_recipe(task, {}), Streams(0), CPU)
+    assert isinstance(built, PhysicsInformed)
+    points = torch.cat([built._scored[split] for split in ("val", "test")])
+    assert len(points) == 200 and len({tuple(point) for point in points.tolist()}) == 200
+
+    class Product(torch.nn.Module):
+        def forward(self, points: Tensor) -> Tensor:
+            return points.prod(dim=1, keepdim=True)
+
+    for split in ("val", "test"):
+        with torch.no_grad():
+            assert built.evaluate(Product(), split)["relative_l2"] < 1e-6
+    assert len(task.data_digest()) == 16
+
+
+@pytest.mark.parametrize("task", [PoissonPINN(), NavierStokesPINN(flow="taylor_green")], ids=["one", "three outputs"])
+def test_pictures_are_svg_and_repeat(task: PhysicsTask) -> None:
+    built = task.workload(build_recipe(task, {}), Streams(0), CPU)
+    assert isinstance(built, PhysicsInformed)
+    pictures = built.pictures(built.model)
+    assert list(pictures) == ["field.svg"] and pictures == built.pictures(built.model)
+    text = pictures["field.svg"]
+    assert text.startswith("<?xml") and all(title in text for title in ("predicted", "reference", "|error|"))
+
+
+@pytest.mark.slow
+def test_compiled_derivatives_agree_with_plain_ones() -> None:
+    def first(compiled: bool) -> tuple[Tensor, list[Tensor]]:
+        task = BurgersPINN(compiled=compiled)
+        built = task.workload(build_recipe(task, {}), Streams(0), CPU)
+        objective = built.objective(built.model, built.next_batch())
+        objective.value.backward()
+        return objective.value.detach(), [parameter.grad for parameter in built.model.parameters()]
+
+    (value, slopes), (other, others) = first(True), first(False)
+    torch.testing.assert_close(value, other, rtol=1e-5, atol=0)
+    for one, two in zip(slopes, others, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-6)

@@ -25,7 +25,7 @@ def test_each_phase_has_the_schedule_for_itself() -> None:
 
 @pytest.mark.parametrize("phases", [("adam",), ("adam 0",), ("adam -3",), ("Adam 5",), ("adam 5 6",), ("5 adam",)])
 def test_a_phase_is_an_optimizer_and_its_steps(phases: tuple[str, ...]) -> None:
-    with pytest.raises(ValueError, match="phases: found .* allowed: one of method, sgd, adam, adamw, lbfgs"):
+    with pytest.raises(ValueError, match=r"phases: found .* allowed: one of method, sgd, adam, adamw, lbfgs"):
         Recipe(phases=phases)
 
 

@@ -1,4 +1,4 @@
-"""Models by name. Each has one activation module per place where it is called."""
+"""Small models for minutes on a CPU."""
 
 from __future__ import annotations
 

@@ -1,0 +1,228 @@
+"""Kinds of claims about measures, regret, screening and cost. docs/claims.md has an example of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from harness.claim import Claim, ClaimError
+from harness.judging.kinds import different, union
+from harness.registry import register_claim
+
+if TYPE_CHECKING:
+    from harness.judging.evidence import Contrast, Evidence, Scores
+    from harness.planning.plan import PlannedTrial
+
+
+@register_claim("value")
+class Value(Claim):
+    """A metric, or one over another, lies above or below a number, on every task."""
+
+    value: str = ""
+    of: str = ""
+    per: str = ""
+    above: float | None = None
+    below: float | None = None
+
+    needs = frozenset({"of"})
+    directed: ClassVar[bool] = False
+
+    def check(self) -> None:
+        if (self.above is None) == (self.below is None):
+            raise ClaimError("above: found both or none of above and below, allowed: one; a band is two claims")
+        if self.by:
+            raise ClaimError(f"by: found {self.by!r}, allowed: nothing; the metric is the value")
+
+    def methods(self) -> dict[str, Sequence[str]]:
+        return {"of": [self.of]}
+
+    def contrasts(self, evidence: Evidence) -> list[Contrast]:
+        from harness.judging.evidence import Contrast
+
+        sign, bound = (1.0, self.above) if self.above is not None else (-1.0, self.below or 0.0)
+
+        def distance(trial: PlannedTrial) -> float | None:
+            top = evidence.value(trial, self.value)
+            bottom = evidence.value(trial, self.per) if self.per else 1.0
+            return None if top is None or not bottom else sign * (top / bottom - bound)
+
+        return [
+            Contrast(cell, evidence.collect(task, cell, distance, self._name()), self._name(), {"bound": bound})
+            for task in evidence.tasks(self.on)
+            for cell in evidence.cells(task, self.of, self.where)
+        ]
+
+    def _name(self) -> str:
+        return f"{self.value} / {self.per}" if self.per else self.value
+
+    def sentence(self) -> str:
+        side = f"above {self.above:g}" if self.above is not None else f"below {self.below:g}"
+        tasks = "all tasks" if self.on == "*" else self.on
+        return f"{self._name()} of {self.of} is {side} on {tasks}"
+
+
+@register_claim("regret")
+class Regret(Claim):
+    """How far a method is from the best cell of the grid: below a bound on every task, or less than another in the worst case.
+
+    The best cell, the oracle, is that with the best mean over the other seeds, among all methods unless `among` names some.
+    """
+
+    regret: str = ""
+    than: str = ""
+    below: float | None = None
+    among: tuple[str, ...] = ("*",)
+    relative: bool = True
+
+    def check(self) -> None:
+        if bool(self.than) == (self.below is not None):
+            raise ClaimError("than: found both or none of than and below, allowed: one")
+
+    def methods(self) -> dict[str, Sequence[str]]:
+        return {"regret": [self.regret], "among": self.among} | ({"than": [self.than]} if self.than else {})
+
+    def contrasts(self, evidence: Evidence) -> list[Contrast]:
+        from harness.judging.evidence import Contrast, Scores
+
+        tasks = evidence.tasks(self.on)
+        ours = [self._gain(evidence, task, self.regret) for task in tasks]
+        unit = "share of the oracle" if self.relative else "regret"
+        if self.below is not None:
+            bound = self.below
+            return [Contrast(t, gain.plus(bound), unit, {"bound": bound}) for t, gain in zip(tasks, ours, strict=True)]
+        theirs = [self._gain(evidence, task, self.than) for task in tasks]
+        worst = Scores.combine(ours, "worst").minus(Scores.combine(theirs, "worst"))
+        return [Contrast("worst case over tasks", worst, unit, {"tasks": tasks})]
+
+    def _gain(self, evidence: Evidence, task: str, method: str) -> Scores:
+        """Minus the regret."""
+        metric = evidence.metric(task, self.by)
+        own = evidence.best(task, evidence.cells(task, method, self.where), metric, self.direction).scores
+        oracle = evidence.oracle(task, union(evidence, task, self.among, "*"), metric, self.direction)
+        gain = own.minus(oracle)
+        return gain.over(oracle) if self.relative else gain
+
+    def sentence(self) -> str:
+        what = "relative regret" if self.relative else "regret"
+        if self.below is not None:
+            return f"the {what} of {self.regret} to the grid's oracle is below {self.below:g} {self.measure()}"
+        return f"the worst-case {what} of {self.regret} is less than that of {self.than} {self.measure()}"
+
+
+@register_claim("correlated")
+class Correlated(Claim):
+    """Over the cells of a task, a metric goes with another by rank: each seed gives one correlation.
+
+    `early: 0.1` takes the metric as it stood at a tenth of the training; the other one as it ended.
+    """
+
+    correlated: str = ""
+    against: str = ""
+    of: str = "*"
+    above: float = 0.0
+    early: float = 1.0
+    kind: Literal["spearman", "kendall"] = "spearman"
+    inverse: bool = False
+
+    needs = frozenset({"against"})
+    directed: ClassVar[bool] = False
+
+    def check(self) -> None:
+        if self.by:
+            raise ClaimError(f"by: found {self.by!r}, allowed: nothing; the metrics are `correlated` and `against`")
+        fraction("early", self.early)
+        if not -1 <= self.above < 1:
+            raise ClaimError(f"above: found {self.above:g}, allowed: from -1 to below 1")
+
+    def methods(self) -> dict[str, Sequence[str]]:
+        return {"of": [self.of]}
+
+    def contrasts(self, evidence: Evidence) -> list[Contrast]:
+        from harness.judging.screening import correlation_by_seed
+
+        return [correlation_by_seed(self, evidence, task) for task in evidence.tasks(self.on)]
+
+    def sentence(self) -> str:
+        how = "falls" if self.inverse else "rises"
+        when = f" at {self.early:.0%} of training" if self.early < 1 else ""
+        tasks = "all tasks" if self.on == "*" else self.on
+        return f"{self.correlated}{when} {how} with {self.against} over the cells of {self.of} on {tasks} (above {self.above:g})"
+
+
+@register_claim("precision")
+class Precision(Claim):
+    """A rule that accepts runs early has a precision above a bound, or above that of another rule, at a given recall.
+
+    A rule accepts what lies on one side of a threshold, or in a band. Thresholds are set for the best precision at that
+    recall on the other seeds, and judged on the seed left out.
+    """
+
+    precision: str = ""
+    than: str = ""
+    above: float | None = None
+    recall: float = 0.8
+    success: float | None = None
+    accepts: Literal["high", "low", "band"] = "high"
+    than_accepts: Literal["high", "low", "band"] = "high"
+    early: float = 0.1
+    of: str = "*"
+
+    needs = frozenset({"success"})
+
+    def check(self) -> None:
+        if bool(self.than) == (self.above is not None):
+            raise ClaimError("than: found both or none of than and above, allowed: one")
+        fraction("recall", self.recall)
+        fraction("early", self.early)
+
+    def methods(self) -> dict[str, Sequence[str]]:
+        return {"of": [self.of]}
+
+    def contrasts(self, evidence: Evidence) -> list[Contrast]:
+        from harness.judging.screening import precision_by_seed
+
+        return [precision_by_seed(self, evidence, task) for task in evidence.tasks(self.on)]
+
+    def sentence(self) -> str:
+        bound = f"that of {self.than}" if self.than else f"{self.above:g}"
+        rule = f"{self.precision} at {self.early:.0%} of training"
+        return f"accepting by {rule} has a precision above {bound} at recall {self.recall:g} {self.measure()}"
+
+
+@register_claim("saves")
+class Saves(Claim):
+    """One method needs less than another by a share at least: of a cost, or of the time to a target, on every task."""
+
+    saves: str = ""
+    than: str = ""
+    at_least: float = 0.0
+    to: float | None = None
+    clock: Literal["steps", "seconds"] = "steps"
+
+    needs = frozenset({"than"})
+    directed: ClassVar[bool] = False
+
+    def check(self) -> None:
+        different("than", self.saves, self.than)
+        if not 0 <= self.at_least < 1:
+            raise ClaimError(f"at_least: found {self.at_least:g}, allowed: a share from 0 to below 1")
+
+    def methods(self) -> dict[str, Sequence[str]]:
+        return {"saves": [self.saves], "than": [self.than]}
+
+    def contrasts(self, evidence: Evidence) -> list[Contrast]:
+        from harness.judging.screening import saving
+
+        return [saving(self, evidence, task) for task in evidence.tasks(self.on)]
+
+    def sentence(self) -> str:
+        metric = self.by or "the validation metric"
+        what = f"{self.clock} to {metric} {self.to:g}" if self.to is not None else self.by or "time/train_seconds"
+        tasks = "all tasks" if self.on == "*" else self.on
+        return f"{self.saves} saves at least {self.at_least:.0%} of the {what} that {self.than} needs on {tasks}"
+
+
+def fraction(field: str, value: float) -> None:
+    """Refuses what is no share."""
+    if not 0 < value <= 1:
+        raise ClaimError(f"{field}: found {value:g}, allowed: more than 0, at most 1")

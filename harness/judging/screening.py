@@ -1,0 +1,197 @@
+"""Claims about screening and cost: correlations and precisions by seed, and what a method saves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from harness.judging.evidence import WORST, Contrast, Evidence, Scores
+from harness.judging.statistics import rank_correlation
+from harness.judging.times import time_to_target
+from harness.planning.claims import better_when
+from harness.planning.plan import PlannedTrial
+from harness.recording.records import Status
+
+if TYPE_CHECKING:
+    from harness.judging.measures import Correlated, Precision, Saves
+
+Side = Literal["high", "low", "band"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What an early rule accepts: values between two bounds, both included."""
+
+    low: float
+    high: float
+
+    def accepts(self, values: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Which values it accepts; one that is missing (nan) is not."""
+        return (values >= self.low) & (values <= self.high)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What came of a rule: precision is 0 where it accepts nothing."""
+
+    precision: float
+    recall: float
+
+    @staticmethod
+    def of(accepted: NDArray[np.bool_], success: NDArray[np.bool_]) -> Judged:
+        """Precision = TP / (TP + FP), recall = TP / (TP + FN).
+
+        >>> Judged.of(np.array([True, True, False]), np.array([True, False, True]))
+        Judged(precision=0.5, recall=0.5)
+        """
+        hits = int((accepted & success).sum())
+        return Judged(
+            hits / int(accepted.sum()) if accepted.any() else 0.0, hits / int(success.sum()) if success.any() else 1.0
+        )
+
+
+def best_rule(values: Sequence[float], success: Sequence[bool], recall: float, side: Side = "high") -> Rule:
+    """The rule with the best precision among those that reach a recall; of equals, that with more recall.
+
+    >>> best_rule([1.0, 2.0, 3.0, 4.0], [False, True, False, True], recall=1.0)
+    Rule(low=2.0, high=inf)
+    """
+    numbers, wins = np.asarray(values, dtype=np.float64), np.asarray(success, dtype=bool)
+    ends = np.unique(numbers[~np.isnan(numbers)])
+    if side == "high":
+        rules = [Rule(float(low), math.inf) for low in ends]
+    elif side == "low":
+        rules = [Rule(-math.inf, float(high)) for high in ends]
+    else:
+        rules = [Rule(float(low), float(high)) for i, low in enumerate(ends) for high in ends[i:]]
+    best, reached = Rule(-math.inf, math.inf), (-1.0, -1.0)
+    for rule in rules:
+        judged = Judged.of(rule.accepts(numbers), wins)
+        if judged.recall >= recall and (judged.precision, judged.recall) > reached:
+            best, reached = rule, (judged.precision, judged.recall)
+    return best
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The runs of one task by seed and cell: early values and whether they succeeded."""
+
+    values: NDArray[np.float64]
+    """(seeds, cells); nan where a run did not get that far."""
+    success: NDArray[np.bool_]
+
+    def left_out(self, seed: int, recall: float, side: Side) -> Judged:
+        """One seed, judged by the rule that is best on the others."""
+        rest = np.arange(len(self.values)) != seed
+        rule = best_rule(self.values[rest].ravel().tolist(), self.success[rest].ravel().tolist(), recall, side)
+        return Judged.of(rule.accepts(self.values[seed]), self.success[seed])
+
+    def precisions(self, recall: float, side: Side) -> NDArray[np.float64]:
+        """The precision on each seed, left out; zero for a single one, which leaves none to set thresholds on."""
+        n = len(self.values)
+        return np.array([self.left_out(seed, recall, side).precision if n > 1 else 0.0 for seed in range(n)])
+
+    def in_sample(self, recall: float, side: Side) -> Judged:
+        """All seeds, judged by the rule that is best on all of them: too good, and what papers often report."""
+        rule = best_rule(self.values.ravel().tolist(), self.success.ravel().tolist(), recall, side)
+        return Judged.of(rule.accepts(self.values.ravel()), self.success.ravel())
+
+
+def precision_by_seed(claim: Precision, evidence: Evidence, task: str) -> Contrast:
+    """The precision of a rule on each seed left out, minus the bound or the precision of the other rule."""
+    cells = evidence.cells(task, claim.of, claim.where)
+    metric = evidence.metric(task, claim.by)
+    sign = evidence.sign(task, metric, claim.direction)
+    final = [evidence.scores(task, cell, metric, claim.direction) for cell in cells]
+    whole = Scores.combine(final, "worst")
+    censored = np.any([(s.low < s.high) & s.present for s in final], axis=0)
+    success = np.array([s.low >= sign * (claim.success or 0.0) for s in final]).T
+
+    def runs(name: str) -> Runs:
+        early = [
+            [_number(evidence.early(trial, name, claim.early)) for trial in evidence.by_unit(task, cell)]
+            for cell in cells
+        ]
+        return Runs(np.array(early).T, success)
+
+    ours = runs(claim.precision)
+    numbers = ours.precisions(claim.recall, claim.accepts)
+    details = {"in sample": vars(ours.in_sample(claim.recall, claim.accepts)), "left out": numbers.tolist()}
+    if claim.than:
+        theirs = runs(claim.than)
+        details["in sample, other"] = vars(theirs.in_sample(claim.recall, claim.than_accepts))
+        numbers = numbers - theirs.precisions(claim.recall, claim.than_accepts)
+    else:
+        numbers = numbers - (claim.above or 0.0)
+    return Contrast(task, _bounded(whole, numbers, censored), "precision", details)
+
+
+def correlation_by_seed(claim: Correlated, evidence: Evidence, task: str) -> Contrast:
+    """The rank correlation over cells for each seed, minus the bound.
+
+    A run that diverged ranks worst in the second metric, if that has a direction and the first is known; otherwise it is
+    left out and counted.
+    """
+    cells = evidence.cells(task, claim.of, claim.where)
+    better = claim.direction or better_when(claim.against, evidence.own(task))
+    worst = {"max": -math.inf, "min": math.inf}.get(better)
+    ends = [
+        evidence.collect(task, cell, lambda trial: evidence.value(trial, claim.against), claim.against)
+        for cell in cells
+    ]
+    whole = Scores.combine(ends, "worst")
+    censored, numbers, left_out = np.zeros(len(evidence.units), dtype=bool), [], 0
+    for index in range(len(evidence.units)):
+        pairs = []
+        for cell in cells:
+            trial = evidence.by_unit(task, cell)[index]
+            result = evidence.results.get(trial.hash)
+            status = result.status if result else None
+            censored[index] |= status is Status.SCREENED
+            x = evidence.early(trial, claim.correlated, claim.early) if result else None
+            y = worst if status in WORST else evidence.value(trial, claim.against)
+            if x is None or y is None:
+                left_out += 1
+            else:
+                pairs.append((x, y))
+        found = rank_correlation([x for x, _ in pairs], [y for _, y in pairs], claim.kind)
+        numbers.append((-1 if claim.inverse else 1) * (found or 0.0))
+    details = {"cells": len(cells), "runs left out": left_out, "correlations": numbers}
+    return Contrast(task, _bounded(whole, np.array(numbers) - claim.above, censored), claim.kind, details)
+
+
+def saving(claim: Saves, evidence: Evidence, task: str) -> Contrast:
+    """The share of the other's cost that may be used, minus what is used: positive where enough is saved."""
+    own = evidence.own(task)
+    metric = claim.by or own[0]
+    better = "max" if claim.to is not None and evidence.sign(task, metric, claim.direction) > 0 else "min"
+
+    def cost(trial: PlannedTrial) -> float | None:
+        if claim.to is None:
+            spent = evidence.value(trial, claim.by or "time/train_seconds")
+            return None if spent is None else -spent
+        return -time_to_target(evidence.points(trial, metric), claim.to, better, claim.clock)  # type: ignore[arg-type]
+
+    name = "time to the target" if claim.to is not None else claim.by or "time/train_seconds"
+    sides = []
+    for glob in (claim.saves, claim.than):
+        cells = evidence.cells(task, glob, claim.where)
+        sides.append(evidence.choose(task, cells, lambda cell: evidence.collect(task, cell, cost, name), *own))
+    ours, theirs = sides
+    details = {"ours": ours.told(), "theirs": theirs.told()}
+    return Contrast(task, ours.scores.minus(theirs.scores.times(1 - claim.at_least)), name, details)
+
+
+def _bounded(whole: Scores, numbers: NDArray[np.float64], censored: ArrayLike) -> Scores:
+    """Numbers in place of scores; a seed with a screened run may be anything."""
+    low, high = np.where(censored, -math.inf, numbers), np.where(censored, math.inf, numbers)
+    return replace(whole, low=low, high=high)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

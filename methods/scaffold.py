@@ -1,0 +1,72 @@
+"""SCAFFOLD: control variates correct the drift of the clients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness import Client, Method, Server, State, Update, register_method
+
+Tensors = dict[str, Tensor]
+
+
+@register_method("scaffold")
+class Scaffold(Method):
+    r"""Each client steps along :math:`g - c_k + c`: its gradient, corrected by its own and the server's control variate.
+
+    After the visit :math:`c_k^+` is the mean of the gradients that it saw. With plain SGD of a constant rate that is the
+    paper's option II, :math:`c_k - c + (\theta_\mathrm{server} - \theta_k) / (\tau\eta)`; taken from the gradients it holds
+    for every optimizer. The server's is :math:`c \leftarrow c + \frac1N \sum_{k \in S} (c_k^+ - c_k)`. Updates are weighted by
+    size (the paper averages them evenly), so that the method composes with factors.
+
+    The change of a control variate travels up beside each update, and :math:`c` down beside the weights: twice the bytes.
+    """
+
+    needs = frozenset({"clients"})
+    source = "Karimireddy et al. 2020, arXiv 1910.06378"
+
+    def __post_init__(self) -> None:
+        self._server: Tensors = {}
+        self._clients: dict[int, Tensors] = {}
+        self._sums: Tensors = {}
+        self._corrections: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._count = 0
+
+    def start_client(self, client: Client, server: Server) -> None:
+        named = {name: p for name, p in client.state.model.named_parameters() if p.requires_grad}
+        zeros = {name: torch.zeros_like(p) for name, p in named.items()}
+        self._server = {name: self._server.get(name, zero).to(zero.device) for name, zero in zeros.items()}
+        self._count = len(client.state.workload.sizes)  # type: ignore[attr-defined]
+        own = self._clients.get(client.index, {})
+        self._sums = {name: torch.zeros_like(p) for name, p in named.items()}
+        self._corrections = [
+            (p, self._sums[name], self._server[name] - own[name].to(p.device) if own else self._server[name].clone())
+            for name, p in named.items()
+        ]
+        server.payload |= {f"control/{name}": control for name, control in self._server.items()}
+
+    def after_backward(self, state: State) -> None:
+        for parameter, total, correction in self._corrections:
+            if parameter.grad is not None:
+                total.add_(parameter.grad)
+                parameter.grad.add_(correction)
+
+    def finish_client(self, client: Client) -> Tensors:
+        own = {name: total / client.state.step for name, total in self._sums.items()}
+        before = self._clients.get(client.index)
+        self._clients[client.index] = own
+        return {f"control/{name}": c - before[name].to(c.device) if before else c.clone() for name, c in own.items()}
+
+    def after_aggregate(self, server: Server, updates: Sequence[Update]) -> None:
+        for update in updates:
+            for name, control in self._server.items():
+                control.add_(update.payload[f"control/{name}"], alpha=1 / self._count)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"server": self._server, "clients": self._clients}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._server, self._clients = state["server"], state["clients"]

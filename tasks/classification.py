@@ -1,0 +1,157 @@
+"""What tasks of classification share: a model, a data set of images or a table, and their options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from harness import Recipe, Task, Workload
+from harness.streams import Streams
+from tasks import data, models
+from tasks.data import Selection
+from tasks.images import Classification, Inputs
+from tasks.models import AnyActivation, ImageModel, Init
+from tasks.recipes import ImageRecipe
+
+Stem = Literal["native", "small"]
+
+
+@dataclass
+class ImageTask(Task):
+    """A model on a data set. `activation: native` and `init: native` are what the model's library gives.
+
+    `train_size`, `val_size` and `test_size` take random subsets, for proxies of larger runs. `selection: test` is the
+    protocol of several papers: no validation part is held out, and the best checkpoint is the best on the test part.
+    """
+
+    offers = frozenset({"gates", "labels"})
+    recipe_class = ImageRecipe
+    data_set: ClassVar[str]
+    fixed_model: ClassVar[str]
+    training: ClassVar[dict[str, Any]]
+    """The task's recipe, as far as it differs from the defaults."""
+
+    activation: AnyActivation = "native"
+    init: Init = "native"
+    train_size: int | None = None
+    val_size: int | None = None
+    test_size: int | None = None
+    selection: Selection = "validation"
+    probe_samples: int = 256
+
+    def __post_init__(self) -> None:
+        for name in ("train_size", "val_size", "test_size", "width", "depth", "resize", "probe_samples"):
+            value = getattr(self, name, None)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: found {value}, must be positive")
+
+    def recipe(self) -> ImageRecipe:
+        samples = data.known(self.data_set).training_samples(self.selection)
+        return ImageRecipe(epoch_size=min(samples, self.train_size or samples), **self.training)
+
+    def check(self, recipe: Recipe) -> None:
+        assert isinstance(recipe, ImageRecipe)
+        if recipe.epoch_size != self.recipe().epoch_size:
+            raise ValueError(
+                f"epoch_size: found {recipe.epoch_size}, allowed: {self.recipe().epoch_size}, what the task has"
+            )
+        channels = data.known(self.data_set).shape[0]
+        if recipe.rand_augment and channels != 3:
+            raise ValueError(
+                f"rand_augment: found {recipe.rand_augment}, allowed: 0 for samples without three channels"
+            )
+        if len(data.known(self.data_set).shape) != 3:
+            for name in ("crop", "flip", "erasing"):
+                if getattr(recipe, name):
+                    raise ValueError(f"{name}: found {getattr(recipe, name)}, allowed: images alone are augmented")
+
+    def data_digest(self) -> str:
+        return data.digest(self.data_set)
+
+    def model_name(self) -> str:
+        """Which model it is."""
+        return self.fixed_model
+
+    def shape(self) -> tuple[int, ...]:
+        """Of one input of the model."""
+        shape = data.known(self.data_set).shape
+        if len(shape) != 3:
+            return shape
+        channels = shape[0] if self.model_name() in ("mlp", "cnn", "vit_tiny") else 3
+        size = getattr(self, "resize", None) or shape[-1]
+        return channels, size, size
+
+    def build_model(self) -> nn.Module:
+        """The model, initialised from torch's default generator."""
+        given = {name: getattr(self, name) for name in _options(self) & MODEL_OPTIONS}
+        model = models.image_model(self.model_name(), self.shape(), data.classes(self.data_set), **given)
+        return models.dress(model, self.activation, self.init)
+
+    def workload(self, recipe: Recipe, streams: Streams, device: torch.device) -> Workload:
+        assert isinstance(recipe, ImageRecipe)
+        raw = data.known(self.data_set).raw()
+        splits = data.divide(data.known(self.data_set), raw, streams, self.selection)
+        splits = splits.first(self.train_size, self.val_size, self.test_size)
+        if len(splits.train) != recipe.epoch_size:
+            raise ValueError(
+                f"data set {self.data_set}: found {len(splits.train)} training samples, allowed: {recipe.epoch_size}"
+            )
+        with streams.default("init"):
+            model = self.build_model().to(device)
+        inputs = Inputs(self.shape(), raw.files, splits.train, device)
+        return Classification(model, splits, inputs, recipe, streams, self.probe_samples)
+
+
+MODEL_OPTIONS = {"width", "depth", "stem", "dropout", "pretrained"}
+
+
+def _options(task: ImageTask) -> set[str]:
+    return {field.name for field in fields(task)}
+
+
+@dataclass
+class SmallTask(ImageTask):
+    """One of the small models; `width` and `depth` are the model's own unless given."""
+
+    width: int | None = None
+    depth: int | None = None
+
+
+@dataclass
+class LibraryTask(ImageTask):
+    """A model of a library. `stem: small` keeps the resolution of small images in a convolutional network's first layers;
+    `resize` brings images to another size; `pretrained` reads the library's weights from the data folder."""
+
+    stem: Stem = "native"
+    resize: int | None = None
+    dropout: float | None = None
+    pretrained: bool = False
+
+
+@dataclass
+class SmallStemTask(LibraryTask):
+    """A model of a library on small images."""
+
+    stem: Stem = "small"
+
+
+@dataclass
+class ResizedTask(LibraryTask):
+    """A model of a library on images that are brought to the size that it was made for."""
+
+    resize: int | None = 224
+
+
+@dataclass
+class AnyTask(LibraryTask):
+    """Any model by name; `width` and `depth` are for the small ones."""
+
+    model: ImageModel = "cnn"
+    width: int | None = None
+    depth: int | None = None
+
+    def model_name(self) -> str:
+        return self.model

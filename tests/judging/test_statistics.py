@@ -1,0 +1,200 @@
+"""Aggregates, ranks, times and correlations: against rliable, scipy, AlgoPerf's rules, and by simulation.
+
+The numbers of rliable were computed once with rliable 1.2.0, arch 7.2.0, numpy 2.4.6, scipy 1.17.1 on the matrices below
+(50,000 resamples for aggregates, 20,000 for the probability of improvement).
+"""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from harness.judging.ranks import critical_difference, rank_rows, ranking
+from harness.judging.statistics import (
+    AGGREGATES,
+    aggregate,
+    failure_rate,
+    interquartile_mean,
+    mean,
+    probability_of_improvement,
+    profile,
+    rank_correlation,
+)
+from harness.judging.times import (
+    Point,
+    benchmark_score,
+    geometric_speedup,
+    performance_profile,
+    performance_ratios,
+    study_time,
+    time_to_target,
+)
+
+A = np.array(
+    [
+        [0.768, 1.001, 0.844, 0.763],
+        [0.593, 0.904, 0.613, 1.248],
+        [1.349, 0.537, 1.108, 0.74],
+        [0.795, 1.296, 0.099, 0.122],
+        [0.028, 1.166, 1.089, 1.218],
+    ]
+)
+B = np.array(
+    [
+        [0.768, 0.959, 0.554, 0.937],
+        [0.142, 0.768, 0.099, 1.134],
+        [0.626, 0.498, 0.317, 0.929],
+        [0.547, 0.682, 0.023, 0.741],
+        [0.735, 0.74, 1.132, 0.818],
+    ]
+)
+RLIABLE = {
+    "A": {
+        "mean": (0.81405, 0.6466, 0.9726),
+        "median": (0.7844, 0.6149, 1.0011),
+        "interquartile mean": (0.8625, 0.6686, 1.0377),
+        "optimality gap": (0.2597, 0.13745, 0.39855),
+    },
+    "B": {
+        "mean": (0.65745, 0.5516, 0.77065),
+        "median": (0.6465, 0.5409, 0.7804),
+        "interquartile mean": (0.6979, 0.5894, 0.7991),
+        "optimality gap": (0.35585, 0.25475, 0.45405),
+    },
+}
+
+
+@pytest.mark.parametrize("name", RLIABLE["A"])
+@pytest.mark.parametrize("matrix", ["A", "B"])
+def test_aggregates_are_rliable_s(matrix: str, name: str) -> None:
+    value, low, high = RLIABLE[matrix][name]
+    scores = {"A": A, "B": B}[matrix]
+    found = aggregate(scores, AGGREGATES[name], count=20_000, percentile=True)
+    assert found.value == pytest.approx(value, abs=1e-9)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.012)
+
+
+def test_profiles_and_probabilities_of_improvement_are_rliable_s() -> None:
+    levels = np.linspace(0, 1.4, 8)
+    assert profile(A, levels).tolist() == pytest.approx([1.0, 0.85, 0.85, 0.75, 0.5, 0.4, 0.2, 0.0])
+    assert probability_of_improvement(A, B) == pytest.approx(0.65)
+    assert probability_of_improvement(A, A) == pytest.approx(0.5)
+
+
+def test_the_probability_of_improvement_counts_a_failure_as_lost() -> None:
+    assert probability_of_improvement([[-np.inf], [2.0]], [[1.0], [-np.inf]]) == (0.0 + 0.5 + 1.0 + 1.0) / 4
+
+
+@pytest.mark.parametrize(
+    ("seeds", "tasks", "name"),
+    [(3, 1, "mean"), (3, 6, "mean"), (10, 4, "mean"), (3, 6, "interquartile mean"), (5, 3, "interquartile mean")],
+)
+def test_bootstrap_intervals_are_nominal_at_few_seeds(seeds: int, tasks: int, name: str) -> None:
+    rng = np.random.default_rng([seeds, tasks])
+    covered, plain = 0, 0
+    statistic = AGGREGATES[name]
+    draws = 1000 if name == "mean" else 200
+    for _ in range(draws):
+        scores = rng.normal(0, 1, (seeds, tasks))
+        found = aggregate(scores, statistic, count=200)
+        assert found.low is not None and found.high is not None
+        covered += found.low <= 0 <= found.high
+        short = aggregate(scores, statistic, count=200, percentile=True)
+        assert short.low is not None and short.high is not None
+        plain += short.low <= 0 <= short.high
+    assert covered >= stats.binom.ppf(0.005, draws, 0.95)
+    if name == "mean":
+        assert covered <= stats.binom.ppf(0.995, draws, 0.95)
+    assert plain < stats.binom.ppf(0.005, draws, 0.95), "why not the plain percentiles"
+
+
+def test_one_seed_has_no_interval() -> None:
+    assert aggregate([[1.0, 3.0]]) == aggregate([[1.0, 3.0]], interquartile_mean)
+    assert aggregate([[1.0, 3.0]], mean).low is None
+    with pytest.raises(ValueError, match="finite numbers of shape"):
+        aggregate([[1.0, -math.inf]])
+
+
+def test_failure_rates() -> None:
+    found = failure_rate(2, 10)
+    low, high = stats.beta.ppf([0.025, 0.975], [2, 3], [9, 8])
+    assert (found.value, found.low, found.high) == pytest.approx((0.2, low, high))
+    with pytest.raises(ValueError, match="found 3 of 2"):
+        failure_rate(3, 2)
+
+
+def test_rank_correlations() -> None:
+    x, y = [1.0, 2.0, 3.0, 4.0, 5.0], [2.0, 1.0, 4.0, 3.0, 5.0]
+    assert rank_correlation(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert rank_correlation(x, y, "kendall") == pytest.approx(stats.kendalltau(x, y).statistic)
+    assert rank_correlation(x, [1.0] * 5) is None
+    assert rank_correlation(x, [-math.inf, *y[1:]]) == pytest.approx(0.9)
+    with pytest.raises(ValueError, match="allowed: spearman, kendall"):
+        rank_correlation(x, y, "pearson")
+
+
+# Demšar 2006, tables 5(a): q at .05 for 2 to 10 classifiers, and section 3.2.3: CD = 1.25 for 4 on 14 data sets.
+DEMSAR = [1.960, 2.343, 2.569, 2.728, 2.850, 2.949, 3.031, 3.102, 3.164]
+
+
+@pytest.mark.parametrize(("methods", "q"), enumerate(DEMSAR, start=2))
+def test_critical_differences_are_demsar_s(methods: int, q: float) -> None:
+    assert critical_difference(methods, 14) == pytest.approx(q * math.sqrt(methods * (methods + 1) / 84), abs=1e-3)
+    if methods == 4:
+        assert critical_difference(4, 14) == pytest.approx(1.25, abs=5e-3)
+
+
+def test_a_ranking_groups_what_cannot_be_told_apart() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.normal(0, 1, 20)
+    scores = {
+        "good": (base + 5).tolist(),
+        "twin": (base + 5 + rng.choice([-0.1, 0.1], 20)).tolist(),
+        "bad": base.tolist(),
+        "fails": [-math.inf] * 20,
+    }
+    found = ranking(scores)
+    assert list(found.ranks)[2:] == ["bad", "fails"]
+    assert found.ranks["fails"] == 4.0
+    assert found.p is not None and found.p < 1e-9
+    assert found.p == pytest.approx(stats.friedmanchisquare(*scores.values()).pvalue)
+    assert [set(group) for group in found.groups] == [{"good", "twin"}, {"bad", "fails"}]
+    same = ranking({"a": [1.0, 1.0], "b": [1.0, 1.0], "c": [1.0, 1.0]})
+    assert (same.p, same.groups) == (1.0, [["a", "b", "c"]])
+    assert ranking({"a": [1.0], "b": [0.0]}).p is None
+    assert rank_rows([[2.0, 2.0, 5.0]]).tolist() == [[2.5, 2.5, 1.0]]
+
+
+def test_algoperf_s_rules() -> None:
+    # "the fastest of O trials in each study, the median of the studies": a study without a hit is infinite, and so is
+    # the median once most of them are.
+    assert study_time([[30.0, 20.0], [50.0, math.inf], [math.inf, 40.0]]) == 40.0
+    assert study_time([[math.inf], [math.inf], [10.0]]) == math.inf
+    # "If a submission takes twice as long as the best submission on this workload it will have a performance ratio of 2."
+    ratios = performance_ratios({"x": [100.0, 50.0, math.inf], "y": [50.0, 50.0, math.inf], "z": [400.0, 75.0, 10.0]})
+    assert ratios == {"x": [2.0, 1.0, math.inf], "y": [1.0, 1.0, math.inf], "z": [8.0, 1.5, 1.0]}
+    # "A perfect score of 1 is achieved if a submission is the fastest on all workloads."
+    assert benchmark_score([1.0, 1.0, 1.0]) == 1.0
+    # "Any submission that requires more than four times the runtime of the fastest will not get any credit."
+    assert benchmark_score([4.0, 4.5, math.inf]) == 0.0
+    assert benchmark_score(ratios["x"]) == pytest.approx((2 / 3 + 1 + 0) / 3)
+    # "If a submission was 2x faster than the reference submission, this would be equal to 2."
+    assert geometric_speedup([100.0, 30.0], [50.0, 15.0]) == pytest.approx(2.0)
+    assert geometric_speedup([100.0], [math.inf]) == 0.0
+
+
+def test_the_score_is_the_integral_of_the_profile() -> None:
+    rng = np.random.default_rng(1)
+    ratios = [1.0, *rng.uniform(1, 6, 30).tolist(), math.inf]
+    factors = np.linspace(1, 4, 200_001)
+    integral = np.trapezoid(performance_profile(ratios, factors), factors) / 3
+    assert benchmark_score(ratios) == pytest.approx(float(integral), abs=1e-5)
+
+
+def test_time_to_target_is_the_first_hit_and_the_clock_is_that_of_training() -> None:
+    points = [Point(10, 1.5, 0.4), Point(20, 3.0, 0.2), Point(30, 4.5, 0.3)]
+    assert time_to_target(points, 0.25, "min") == 20
+    assert time_to_target(points, 0.25, "min", "seconds") == 3.0
+    assert time_to_target(points, 0.1, "min") == math.inf
+    assert time_to_target([], 0.1, "max") == math.inf

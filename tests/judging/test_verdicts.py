@@ -1,0 +1,393 @@
+"""Verdicts on made-up grids of which the truth is known: kinds, failures, families, looks, choices of cells."""
+
+import itertools
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from judging.made import Array, ended, made_plan
+from scipy import stats
+from support import plugin
+
+from harness.claim import ClaimError
+from harness.judging.evidence import Evidence
+from harness.judging.lookahead import next_batch
+from harness.judging.paired import sign_flip_p
+from harness.judging.ranks import ranking
+from harness.judging.reading import looks, undecidable
+from harness.judging.statistics import AGGREGATES, aggregate, profile
+from harness.judging.verdicts import Outcome, Verdict, judge
+from harness.planning.plan import Plan
+from harness.registry import Registry
+
+S, C, U = Outcome.SUPPORTED, Outcome.CONTRADICTED, Outcome.UNDECIDED
+UP = np.linspace(0.9, 1.1, 10)
+"""A clear effect on ten seeds."""
+
+
+def one(plan: Plan, scores: dict[str, Array], registry: Registry, **more: dict[str, Array]) -> Verdict:
+    (verdict,) = judge(plan, ended(plan, scores, **more), registry)
+    json.dumps(verdict.to_json(), allow_nan=False)
+    return verdict
+
+
+def test_better_not_worse_and_ordered(registry: Registry) -> None:
+    scores = {"t · a": UP, "t · b": 0 * UP, "t · c": -UP}
+    methods = ("a", "b", "c")
+    for claim, outcome in (
+        ({"better": "a", "than": "b"}, S),
+        ({"better": "b", "than": "a"}, C),
+        ({"better": "a", "than": "b", "margin": 0.8}, S),
+        ({"better": "a", "than": "b", "margin": 1.0}, U),
+        ({"better": "a", "than": "b", "margin": 1.2}, C),
+        ({"not_worse": "b", "than": "a", "margin": 1.2}, S),
+        ({"not_worse": "b", "than": "a", "margin": 0.8}, C),
+        ({"not_worse": "a", "than": "b", "margin": 0.1}, S),
+        ({"ordered": ["a", "b", "c"]}, S),
+        ({"ordered": ["a", "c", "b"]}, C),
+        ({"better": "a", "than": "b", "direction": "min"}, C),
+        ({"better": "a", "than": "b", "ties": 2.0}, U),
+    ):
+        assert one(made_plan([claim], methods=methods), scores, registry).outcome is outcome, claim
+
+
+def test_a_claim_over_tasks_holds_on_every_one_and_wins_counts_them(registry: Registry) -> None:
+    tasks = ("t1", "t2", "t3")
+    scores = {
+        f"{task} · {m}": sign * (UP if m == "a" else -UP)
+        for task, sign in zip(tasks, (1, 1, -1), strict=True)
+        for m in "ab"
+    }
+    for claim, outcome in (
+        ({"better": "a", "than": "b"}, C),
+        ({"better": "a", "than": "b", "on": "t[12]"}, S),
+        ({"wins": "a", "over": ["b"], "at_least": 2}, S),
+        ({"wins": "a", "over": ["b"], "at_least": 3}, C),
+        ({"interaction": "a", "than": "b", "more_on": "t1", "than_on": "t3"}, S),
+        ({"interaction": "a", "than": "b", "more_on": "t3", "than_on": "t1"}, C),
+        ({"interaction": "a", "than": "b", "more_on": "t1", "than_on": "t2"}, U),
+    ):
+        verdict = one(made_plan([claim], tasks=tasks), scores, registry)
+        assert verdict.outcome is outcome, claim
+
+
+def test_wins_is_over_each_of_the_others_and_not_over_the_best_of_them_by_seed(registry: Registry) -> None:
+    rng = np.random.default_rng(0)
+    base = rng.normal(0, 1, 20)
+    scores = {"t · a": base + 0.3, "t · b": base + rng.normal(0, 1, 20), "t · c": base + rng.normal(0, 1, 20)}
+    least = np.min([scores["t · a"] - scores["t · b"], scores["t · a"] - scores["t · c"]], axis=0)
+    assert sign_flip_p(least)[1] < 0.1, "the least of two differences is below zero more often than either"
+    plan = made_plan([{"wins": "a", "over": ["b", "c"], "at_least": 1}], methods=("a", "b", "c"), seeds=20)
+    verdict = one(plan, scores, registry)
+    assert (verdict.outcome, len(verdict.parts)) == (U, 2)
+    assert verdict.p_contradicted > 0.5
+
+
+def test_contrasts_values_and_regret(registry: Registry) -> None:
+    methods = ("a", "b", "c")
+    scores = {"t · a": 2 + UP, "t · b": 2.5 + UP / 2, "t · c": 1 + UP / 10}
+    ratio = {cell: 3 * np.linspace(1.1, 1.3, 10) for cell in scores}
+    for claim, outcome in (
+        ({"contrast": ["a", "b"], "against": ["*"]}, S),
+        ({"contrast": ["c"], "against": ["*"]}, C),
+        ({"value": "probe/x", "of": "a", "above": 3.0}, S),
+        ({"value": "probe/x", "of": "a", "below": 3.0}, C),
+        ({"value": "probe/x", "per": "probe/x", "of": "*", "above": 0.99}, S),
+        ({"regret": "b", "below": 0.1}, S),
+        ({"regret": "c", "below": 0.1}, C),
+        ({"regret": "b", "than": "c"}, S),
+        ({"regret": "c", "than": "b"}, C),
+    ):
+        assert one(made_plan([claim], methods=methods), scores, registry, probe__x=ratio).outcome is outcome, claim
+
+
+def test_correlation_and_precision_over_the_cells_of_a_seed(registry: Registry) -> None:
+    rates = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    rng = np.random.default_rng(0)
+    scores = {f"t · a · lr={rate}": rate + rng.normal(0, 0.02, 10) for rate in rates}
+    signal = {cell: values + rng.normal(0, 0.02, 10) for cell, values in scores.items()}
+    noise = {cell: rng.normal(0, 1, 10) for cell in scores}
+    for claim, outcome in (
+        ({"correlated": "probe/x", "against": "test/accuracy", "above": 0.5}, S),
+        ({"correlated": "probe/x", "against": "test/accuracy", "above": 0.5, "inverse": True}, C),
+        ({"correlated": "probe/y", "against": "test/accuracy", "above": 0.5}, C),
+        ({"precision": "probe/x", "success": 0.35, "above": 0.7, "early": 1.0}, S),
+        ({"precision": "probe/x", "than": "probe/y", "success": 0.35, "early": 1.0}, S),
+        ({"precision": "probe/y", "success": 0.35, "above": 0.9, "early": 1.0}, C),
+    ):
+        plan = made_plan([claim], methods=("a",), axes={"a": rates})
+        verdict = one(plan, scores, registry, probe__x=signal, probe__y=noise)
+        assert verdict.outcome is outcome, (claim, verdict.parts)
+
+
+def test_saving_time_to_a_target_and_early_measures_read_the_records(registry: Registry) -> None:
+    plan = made_plan([{"saves": "a", "than": "b", "at_least": 0.3, "to": 0.9}])
+    cells = {"t · a": 40, "t · b": 80}
+    steps = {t.hash: cells[t.cell] + t.spec.seed["init"] for t in plan.trials}
+
+    def curves(hash: str) -> list[dict[str, object]]:
+        at = steps[hash]
+        return [{"step": at - 5, "metrics": {"val/accuracy": 0.5}}, {"step": at, "metrics": {"val/accuracy": 0.95}}]
+
+    results = ended(plan, dict.fromkeys(cells, UP))
+    (verdict,) = judge(plan, results, registry, curves=curves)
+    assert verdict.outcome is S
+    assert verdict.parts[0].differences[0] == pytest.approx(0.7 * 80 - 40)
+    (verdict,) = judge(plan, results, registry)
+    assert (verdict.outcome, "found no learning curves" in verdict.reason) == (U, True)
+    cheap = made_plan([{"saves": "a", "than": "b", "at_least": 0.3}])
+    seconds = {"t · a": UP, "t · b": 2 * UP}
+    assert one(cheap, dict.fromkeys(seconds, UP), registry, time__train_seconds=seconds).outcome is S
+
+
+@pytest.mark.parametrize("claim", [{"better": "a", "than": "b"}, {"better": "a", "than": "b", "assume": "normal"}])
+@pytest.mark.parametrize("seeds", [1, 2, 3, 4])
+def test_one_seed_never_decides_and_few_only_under_a_declared_assumption(
+    claim: dict[str, str], seeds: int, registry: Registry
+) -> None:
+    plan = made_plan([claim], seeds=seeds)
+    verdict = one(plan, {"t · a": UP[:seeds] * 1e6, "t · b": 0 * UP[:seeds]}, registry)
+    normal = "assume" in claim and seeds > 1
+    assert verdict.outcome is (S if normal else U)
+    assert bool(undecidable(plan, registry)) is not normal
+
+
+def test_the_plan_flags_what_no_outcome_could_decide(registry: Registry) -> None:
+    claims = [{"better": "a", "than": "b", "margin": float(m)} for m in range(4)]
+    (reason, *_) = undecidable(made_plan(claims, seeds=6), registry).values()
+    assert "6 seeds are too few at 0.05, corrected for 4 claims: 7 would do" in reason
+    assert not undecidable(made_plan(claims, seeds=7), registry)
+    assert not undecidable(made_plan(claims[:1], seeds=5), registry)
+    assert undecidable(made_plan(claims[:1], seeds=5, level=0.01), registry)
+    alone = made_plan([{"better": "a", "than": "b", "on": "x"}])
+    assert "found no trials" in next(iter(undecidable(alone, registry).values()))
+
+
+def test_diverged_rank_worst_screened_are_censored_failed_hold_back(registry: Registry) -> None:
+    plan = made_plan([{"better": "a", "than": "b"}])
+    zeros = np.zeros(10)
+
+    def with_first(value: float, values: Array) -> Array:
+        return np.concatenate([[value], values[1:]])
+
+    for a, b, outcome in (
+        (UP, with_first(-np.inf, zeros), S),
+        (with_first(-np.inf, UP), zeros, U),
+        (with_first(-np.inf, UP), with_first(-np.inf, zeros), S),
+        (with_first(np.inf, UP), zeros, U),
+        (with_first(np.nan, UP), zeros, U),
+        (np.full(10, -np.inf), zeros, C),
+        (np.full(10, np.inf), zeros, U),
+    ):
+        verdict = one(plan, {"t · a": a, "t · b": b}, registry)
+        assert verdict.outcome is outcome, (a, b)
+    held = one(plan, {"t · a": with_first(np.nan, UP), "t · b": zeros}, registry)
+    assert len(held.held) == 1
+    assert "held back by 1 trials" in held.reason and "failed" in held.reason
+    results = ended(plan, {"t · a": UP, "t · b": zeros})
+    del results[plan.trials[3].hash]
+    (verdict,) = judge(plan, results, registry)
+    assert "not run yet" in verdict.reason
+    worst = one(plan, {"t · a": np.full(10, -np.inf), "t · b": zeros}, registry)
+    assert worst.rests_on["worst"] == 10
+
+
+def test_a_family_is_corrected(registry: Registry) -> None:
+    claims = [{"better": "a", "than": "b", "on": f"t{i}"} for i in range(6)]
+    plan = made_plan(claims, tasks=[f"t{i}" for i in range(6)], seeds=6)
+    scores = {cell: (UP if cell.endswith("a") else 0 * UP)[:6] for cell in {t.cell for t in plan.trials}}
+    assert {v.outcome for v in judge(plan, ended(plan, scores), registry)} == {U}
+    assert {v.family for v in judge(plan, ended(plan, scores), registry)} == {6}
+    (alone,) = judge(made_plan(claims[:1], seeds=6, tasks=["t0"]), ended(plan, scores), registry)
+    assert alone.outcome is S
+
+
+def test_what_a_verdict_rests_on(registry: Registry) -> None:
+    plan = made_plan([{"better": "a", "than": "b"}], axes={"a": [0.1, 0.2, 0.3]})
+    scores = dict.fromkeys({t.cell for t in plan.trials}, UP)
+    verdict = one(plan, scores, registry)
+    assert verdict.rests_on["seeds"] == 10
+    assert "data" in verdict.rests_on["varied"] and not verdict.rests_on["fixed"]
+    assert (verdict.rests_on["cells"], verdict.rests_on["tuning"]) == ({"a": 3, "b": 1}, {})
+    assert verdict.parts[0].details["ours"] == {"cell": "t · a · lr=0.1", "chosen from": 3, "chosen on seeds": 3}
+    assert (verdict.seeds, len(verdict.parts[0].differences)) == (7, 7)
+
+
+def test_the_best_of_many_cells_is_not_better_for_having_been_chosen(registry: Registry) -> None:
+    rates = [0.1 * i for i in range(1, 9)]
+    plan = made_plan([{"better": "a", "than": "b"}], axes={"a": rates})
+    rng = np.random.default_rng(5)
+    cells = sorted({t.cell for t in plan.trials})
+    evidence, wrong, naive, draws = Evidence(plan, {}), 0, 0, 400
+    ours = evidence.cells("t", "a")
+    for _ in range(draws):
+        scores = {cell: rng.normal(0, 1, 10) for cell in cells}
+        found = Evidence(plan, ended(plan, scores))
+        best = found.best("t", ours, "test/accuracy").scores
+        wrong += bool(sign_flip_p((best.low - scores["t · b"])[best.judged])[0] <= 0.05)
+        top = max((scores[cell] for cell in ours), key=lambda values: values.mean())
+        naive += bool(sign_flip_p(top - scores["t · b"])[0] <= 0.05)
+    assert wrong <= stats.binom.ppf(0.99, draws, 0.05)
+    assert naive > stats.binom.ppf(0.999, draws, 0.05), "why the seeds that choose do not judge"
+
+
+def test_at_each_compares_at_every_point_of_the_axes(registry: Registry) -> None:
+    rates = [0.1, 0.2]
+    plan = made_plan([{"better": "a", "than": "b", "at": "each"}], axes={"a": rates, "b": rates})
+    scores = {f"t · {m} · lr={r}": (UP if m == "a" else 0 * UP) * (1 if r == 0.1 else -1) for m in "ab" for r in rates}
+    verdict = one(plan, scores, registry)
+    assert [part.label for part in verdict.parts] == ["t · lr=0.1", "t · lr=0.2"]
+    assert verdict.outcome is C
+    narrowed = made_plan([{"better": "a", "than": "b", "where": "lr=0.1"}], axes={"a": rates, "b": rates})
+    assert one(narrowed, scores, registry).outcome is S
+
+
+# Sequential rules.
+
+
+def test_looks_share_the_level() -> None:
+    plan = made_plan([], seeds=20, looks=(5, 10, 20))
+    assert [look.level for look in looks(plan)] == pytest.approx([0.0125, 0.0125, 0.025])
+
+
+def test_a_decision_at_a_look_stays_and_the_next_batch_is_for_open_claims_alone(registry: Registry) -> None:
+    claims = [{"better": "a", "than": "b"}, {"better": "b", "than": "c"}]
+    plan = made_plan(claims, methods=("a", "b", "c"), seeds=20, looks=(8, 14, 20))
+    rng = np.random.default_rng(0)
+    scores = {"t · a": 5 + rng.normal(0, 1, 20), "t · b": rng.normal(0, 1, 20), "t · c": rng.normal(0, 1, 20)}
+    everything = ended(plan, scores)
+    nothing = next_batch(plan, {}, registry)
+    assert (len(nothing.trials), nothing.look) == (24, "1 of 3")
+    results = {hash: everything[hash] for hash in nothing.trials}
+    after = next_batch(plan, results, registry)
+    assert (len(after.decided), len(after.open), after.look) == (1, 1, "2 of 3")
+    more = {t.cell for t in plan.trials if t.hash in after.trials}
+    assert (more, len(after.trials)) == ({"t · b", "t · c"}, 12)
+    results |= {hash: everything[hash] for hash in after.trials}
+    last = next_batch(plan, results, registry)
+    results |= {hash: everything[hash] for hash in last.trials}
+    verdicts = judge(plan, results, registry)
+    assert [v.outcome for v in verdicts] == [S, U]
+    assert (verdicts[0].look, verdicts[0].seeds) == ("1 of 3", 8)
+    assert next_batch(plan, results, registry).reason == "every look has been taken"
+
+
+def test_a_sequential_grid_asks_for_the_seeds_that_a_later_look_needs(registry: Registry) -> None:
+    plan = made_plan([{"better": "a", "than": "b"}], seeds=8, looks=(8, 16))
+    results = ended(plan, {"t · a": np.zeros(8), "t · b": np.zeros(8)})
+    batch = next_batch(plan, results, registry)
+    assert (batch.trials, "--set seeds=16" in batch.reason) == ([], True)
+
+
+@pytest.mark.parametrize("declared", [(5, 10, 20), (10, 12, 14, 16, 18, 20)])
+@pytest.mark.slow
+def test_many_looks_keep_the_level_of_one(declared: tuple[int, ...]) -> None:
+    draws = 10_000
+    parts = [look.level for look in looks(made_plan([], seeds=20, looks=declared))]
+    values = np.random.default_rng(1).normal(0, 1, (draws, 20))
+    wrong, careless = np.zeros(draws, dtype=bool), np.zeros(draws, dtype=bool)
+    for n, level in zip(declared, parts, strict=True):
+        p = np.concatenate([sign_flip_p(part[:, :n])[0] for part in np.array_split(values, 40)])
+        wrong |= p <= level
+        careless |= p <= 0.05
+    assert wrong.sum() <= stats.binom.ppf(0.99, draws, 0.05)
+    assert careless.sum() > stats.binom.ppf(0.99, draws, 0.05), "why looks cost something"
+
+
+@pytest.mark.slow
+def test_whole_grids_are_wrong_no_more_often_than_stated(registry: Registry) -> None:
+    """Families of claims of several kinds under failures, judged from results: any wrong "supported" counts."""
+    claims = [
+        {"better": "a", "than": "b"},
+        {"ordered": ["b", "a"]},
+        {"wins": "a", "over": ["b"], "at_least": 1},
+        {"interaction": "a", "than": "b", "more_on": "t1", "than_on": "t2"},
+        {"contrast": ["a"], "against": ["*"]},
+        {"value": "probe/x", "of": "a", "above": 0.0, "on": "t1"},
+    ]
+    plan = made_plan(claims, tasks=("t1", "t2"), seeds=10)
+    rng = np.random.default_rng(7)
+    cells = sorted({t.cell for t in plan.trials})
+    draws, wrong = 300, 0
+    for _ in range(draws):
+        scores = {cell: np.where(rng.random(10) < 0.1, -np.inf, rng.lognormal(0, 1, 10)) for cell in cells}
+        values = {cell: rng.choice([-1.0, 1.0], 10) for cell in cells}
+        verdicts = judge(plan, ended(plan, scores, probe__x=values), registry)
+        wrong += any(verdict.outcome is S for verdict in verdicts)
+    assert wrong <= stats.binom.ppf(0.99, draws, 0.05)
+
+
+def test_a_planted_difference_is_found_and_a_null_is_not(registry: Registry) -> None:
+    plan = made_plan([{"better": "a", "than": "b"}])
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 1, 10)
+    assert one(plan, {"t · a": 2 + noise, "t · b": noise + rng.normal(0, 0.5, 10)}, registry).outcome is S
+    assert one(plan, {"t · a": noise, "t · b": noise}, registry).outcome is U
+
+
+def test_twenty_methods_on_twenty_tasks_with_ten_seeds_take_seconds(registry: Registry) -> None:
+    methods, tasks = [f"m{i}" for i in range(20)], [f"t{i}" for i in range(20)]
+    claims = [{"better": "m0", "than": method, "on": task} for method in methods[1:] for task in tasks]
+    plan = made_plan(claims, tasks=tasks, methods=methods, registry=registry)
+    rng = np.random.default_rng(0)
+    scores = {cell: rng.normal(0, 1, 10) for cell in {t.cell for t in plan.trials}}
+    results = ended(plan, scores)
+    started = time.process_time()
+    verdicts = judge(plan, results, registry)
+    matrices = {m: np.array([scores[f"{task} · {m}"] for task in tasks]).T for m in methods}
+    for matrix, statistic in itertools.product(matrices.values(), AGGREGATES.values()):
+        aggregate(matrix, statistic, count=1000)
+    for matrix in matrices.values():
+        profile(matrix, np.linspace(-2, 2, 101))
+    ranking({m: matrix.mean(axis=0).tolist() for m, matrix in matrices.items()})
+    assert time.process_time() - started < 5.0
+    assert len(verdicts) == 380
+
+
+def test_a_plugin_adds_a_kind_of_claim(tmp_path: Path) -> None:
+    kind = plugin(
+        tmp_path,
+        '''
+        from harness import Claim, register_claim
+
+        @register_claim("steady")
+        class Steady(Claim):
+            """A method varies less over seeds than a bound."""
+
+            steady: str = ""
+            within: float = 1.0
+
+            def methods(self):
+                return {"steady": [self.steady]}
+
+            def contrasts(self, evidence):
+                from harness.judging.scores import Contrast
+
+                def room(trial):
+                    return self.within - abs(evidence.value(trial, "test/accuracy"))
+
+                return [
+                    Contrast(cell, evidence.collect(task, cell, room, "accuracy"))
+                    for task in evidence.tasks(self.on)
+                    for cell in evidence.cells(task, self.steady)
+                ]
+
+            def sentence(self):
+                return f"{self.steady} stays within {self.within}"
+        ''',
+    )
+    registry = Registry([kind])
+    assert registry.item("claim", "steady").summary == "A method varies less over seeds than a bound."
+    plan = made_plan([{"steady": "a", "within": 0.5}], registry=registry)
+    (verdict,) = judge(plan, ended(plan, {"t · a": UP / 10, "t · b": UP}), registry)
+    assert (verdict.outcome, verdict.sentence) == (S, "a stays within 0.5")
+
+
+def test_a_metric_without_a_direction_is_refused(registry: Registry) -> None:
+    plan = made_plan([{"better": "a", "than": "b", "by": "probe/x"}])
+    verdict = one(plan, {"t · a": UP, "t · b": UP}, registry, probe__x={"t · a": UP, "t · b": UP})
+    assert "direction: found nothing for 'probe/x'" in verdict.reason
+    with pytest.raises(ClaimError):
+        Evidence(plan, {}).sign("t", "probe/x", "")
