@@ -138,4 +138,4 @@ def test_explain_says_where_values_come_from(tmp_path: Path) -> None:
 
 
 def test_what_comes_later_says_so() -> None:
-    assert "not yet" in harness("submit", "grid.yaml", status=2)
+    assert "not yet" in harness("report", "grid.yaml", status=2)

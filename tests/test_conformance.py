@@ -1,6 +1,7 @@
 """Every registered task, method and probe passes the suite that `harness describe NAME --check` runs."""
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from harness.conformance import check_item
 from harness.registry import KINDS, Item, Registry
@@ -11,6 +12,9 @@ SHOWN_BY = {
     "tasks.language": {"stdlib/gpt_tiny"},
 }
 """Modules whose many tasks share a few classes, with those that are run here; `harness describe NAME --check` runs any."""
+
+QUICK = {"poisson/pinn", "burgers/pinn"}
+"""The networks of physics that every run of the tests checks; the others are marked slow."""
 
 
 def shown(item: Item) -> bool:
@@ -24,7 +28,12 @@ def test_there_is_something_to_check() -> None:
     assert {item.kind for item in ITEMS} == set(KINDS)
 
 
-@pytest.mark.parametrize("item", ITEMS, ids=lambda item: f"{item.kind} {item.name}")
+def marked(item: Item) -> ParameterSet:
+    slow = item.name.endswith("/pinn") and item.name not in QUICK
+    return pytest.param(item, id=f"{item.kind} {item.name}", marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.mark.parametrize("item", map(marked, ITEMS))
 def test_conformance(item: Item, registry: Registry) -> None:
     if item.kind == "task":
         try:

@@ -395,9 +395,6 @@ def _test(training: Training) -> dict[str, float]:
             with observe(model):
                 scores = workload.evaluate(model, split)
             metrics |= {f"{split}/{prefix}{name}": value for name, value in scores.items()}
-    with observe(state.model):
-        for name, picture in workload.pictures(state.model).items():
-            training.attempt.keep(f"pictures/{name}", picture.encode())
     return finite(metrics)
 
 

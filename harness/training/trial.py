@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from harness.activations import observe
 from harness.composition import Composition, objection
 from harness.controls import Control, build_member
 from harness.identity import TrialSpec
@@ -83,6 +84,7 @@ def run_trial(
             federated = isinstance(training.workload, FederatedWorkload)
             advance = federation.advance if federated else loop.advance
             metrics = loop.train(training, advance, commit_every=commit_every, halt=halt)
+            _draw(training)
             ended = result(Status.FINISHED, metrics)
         except Diverged as error:
             ended = result(Status.DIVERGED, reason=str(error))
@@ -94,6 +96,14 @@ def run_trial(
             ended = result(Status.FAILED, reason=_line(error), error=traceback.format_exc())
     attempt.finish(ended)
     return ended
+
+
+def _draw(training: Training) -> None:
+    """Keeps the pictures of the selected model."""
+    model = training.state.model
+    with observe(model):
+        for name, picture in training.workload.pictures(model).items():
+            training.attempt.keep(f"pictures/{name}", picture.encode())
 
 
 def _line(error: BaseException) -> str:

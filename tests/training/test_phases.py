@@ -65,7 +65,7 @@ def test_l_bfgs_minimises_what_torch_minimises(registry: Registry) -> None:
         workload, model = ran.training.workload, start.training.state.model
         batch = workload.next_batch()
         plain = torch.optim.LBFGS(
-            model.parameters(), 1.0, 20, tolerance_grad=1e-9, tolerance_change=1e-12, history_size=50,
+            model.parameters(), 1.0, 20, tolerance_grad=1e-9, tolerance_change=1e-12, history_size=100,
             line_search_fn="strong_wolfe",
         )  # fmt: skip
 

@@ -1,0 +1,114 @@
+"""Ray clusters of several nodes on this machine, in token mode, and the processes of a test."""
+
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+
+def until(condition: Callable[[], Any], seconds: float = 120.0, what: str = "what was waited for") -> Any:
+    """Waits until something holds, and returns it."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
+        time.sleep(0.1)
+    return found
+
+
+@dataclass
+class Machines:
+    """A head without CPUs and workers beside it: each a `ray start` of its own, ended by its own process ids.
+
+    Args:
+        folder: where Ray keeps its sessions; short, since it holds sockets.
+        environment: of everything that belongs to the cluster, the token included.
+    """
+
+    folder: Path
+    environment: dict[str, str]
+    address: str = ""
+    dashboard: str = ""
+    nodes: list[Any] = field(default_factory=list)
+
+    def start(self, workers: int, **options: Any) -> None:
+        """Starts the head and its workers."""
+        from ray.cluster_utils import Cluster
+
+        self._cluster = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 0,
+                "include_dashboard": True,
+                "dashboard_port": 0,
+                "temp_dir": str(self.folder),
+                "object_store_memory": 80 << 20,
+                "env_vars": self.environment,
+            },
+        )
+        self.address = self._cluster.address
+        self.dashboard = f"http://{self._cluster.webui_url}"
+        for _ in range(workers):
+            self.add(**options)
+
+    def add(self, **options: Any) -> Any:
+        """One more worker."""
+        node = self._cluster.add_node(
+            num_cpus=options.pop("num_cpus", 1),
+            object_store_memory=80 << 20,
+            env_vars=self.environment,
+            **options,
+        )
+        self.nodes.append(node)
+        return node
+
+    def remove(self, node: Any) -> None:
+        """Kills a worker node at once."""
+        self.nodes.remove(node)
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def stop(self) -> None:
+        """Ends all of it."""
+        self._cluster.shutdown()
+        self.nodes.clear()
+
+
+@contextmanager
+def machines(workers: int = 2, environment: dict[str, str] | None = None, **options: Any) -> Iterator[Machines]:
+    """A cluster for a test; this process gets its token for as long."""
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    settings = token | {"PATH": path, "RAY_USAGE_STATS_ENABLED": "0"} | (environment or {})
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    folder = Path(f"/tmp/hr-{secrets.token_hex(3)}")
+    cluster = Machines(folder, settings)
+    try:
+        cluster.start(workers, **options)
+        yield cluster
+    finally:
+        try:
+            cluster.stop()
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+            subprocess.run(["rm", "-rf", str(folder)], check=False)
+
+
+def processes(mark: str) -> list[psutil.Process]:
+    """The processes whose command line holds a mark, such as a results folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and mark in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
