@@ -14,6 +14,7 @@ from typing import Any
 
 from harness import sources
 from harness.identity import Requirement, TrialSpec
+from harness.inputs import unchanged, watching
 from harness.planning.claims import Claims, PlannedClaim
 from harness.planning.errors import GridError, listed
 from harness.planning.grid import Grid
@@ -22,7 +23,7 @@ from harness.recording.records import RecordsError, write_atomically
 from harness.registry import Registry, cache_folder
 from harness.resources import Resources
 
-FORMAT = 3
+FORMAT = 4
 """Raised when the text of a plan changes its form."""
 
 TUNED = "tuned"
@@ -82,6 +83,8 @@ class Plan:
     grid_text: str = ""
     """The grid as it was written, with what it extends and what the command line overrides."""
     claims: Claims = field(default_factory=Claims)
+    inputs: dict[str, str] = field(default_factory=dict)
+    """Files of data, as they were when this was planned."""
 
     @property
     def stages(self) -> list[list[PlannedTrial]]:
@@ -153,6 +156,7 @@ class Plan:
             "notes": self.notes,
             "grid_text": self.grid_text,
             "claims": asdict(self.claims),
+            "inputs": self.inputs,
         }
         return json.dumps(content, separators=(",", ":"))
 
@@ -181,6 +185,7 @@ class Plan:
                 content["claims"]["level"],
                 tuple(content["claims"]["looks"]),
             ),
+            inputs=content["inputs"],
         )
 
 
@@ -210,12 +215,16 @@ def build_plan(grid: Grid, registry: Registry) -> Plan:
     """
     file = cache_folder() / "plans" / f"{_key(grid, registry)}.json"
     try:
-        return replace(Plan.from_json(file.read_text()), grid_text=grid.text)
+        known = Plan.from_json(file.read_text())
+        if unchanged(known.inputs):
+            return replace(known, grid_text=grid.text)
     except (OSError, ValueError, TypeError, KeyError):
         pass  # not planned before, or by a version that wrote something else
     from harness.planning.assembly import assemble
 
-    plan = assemble(grid, registry)
+    with watching() as inputs:
+        plan = assemble(grid, registry)
+    plan = replace(plan, inputs=dict(inputs))
     try:
         write_atomically(file, plan.to_json(), durable=False)
         for old in sorted(file.parent.glob("*.json"), key=lambda path: path.stat().st_mtime)[:-KEPT]:

@@ -13,6 +13,8 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from harness.inputs import depends_on, mark
+
 
 class MissingData(ValueError):
     """A data set that is not in the data folder. The text says where it was looked for and how to get it."""
@@ -50,6 +52,8 @@ def digest(paths: Iterable[Path]) -> str:
     Contents are read once: afterwards a file is known by its size, inode and times of change, and read again as soon as
     one of them differs.
     """
+    paths = list(paths)
+    depends_on(paths)
     file = cache() / "digests.json"
     try:
         known: dict[str, list[str]] = json.loads(file.read_text())
@@ -57,12 +61,11 @@ def digest(paths: Iterable[Path]) -> str:
         known = {}
     sha, changed = hashlib.sha256(), False
     for path in paths:
-        stat = path.stat()
-        mark = f"{stat.st_size} {stat.st_ino} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+        now = mark(path)
         entry = known.get(str(path))
-        if entry is None or entry[0] != mark:
+        if entry is None or entry[0] != now:
             with path.open("rb") as content:
-                entry = known[str(path)] = [mark, hashlib.file_digest(content, "sha256").hexdigest()]
+                entry = known[str(path)] = [now, hashlib.file_digest(content, "sha256").hexdigest()]
             changed = True
         sha.update(f"{path.name} {entry[1]}\n".encode())
     if changed:
@@ -75,6 +78,7 @@ def listing_digest(root: Path) -> str:
 
     An image replaced by one of the same size is not noticed.
     """
+    depends_on([root])
     sha = hashlib.sha256()
     for path in sorted(root.rglob("*")):
         if path.is_file():

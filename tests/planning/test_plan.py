@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from planning.malformed import GOOD, grid
-from support import plugin
+from support import plugin, write_grid
 
 from harness.identity import TrialSpec
 from harness.planning.errors import GridError
@@ -327,3 +327,26 @@ def test_without_a_cache_it_takes_longer_and_nothing_else(
     (tmp_path / "grid.yaml").write_text(GOOD)
     plan = build_plan(load_grid(tmp_path / "grid.yaml", [], registry), registry)
     assert len(plan.trials) == 1
+
+
+def test_data_that_is_replaced_is_noticed(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan from the cache holds as long as the files that its tasks read are as they were."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    table = tmp_path / "table.txt"
+    table.write_text("1 2 3")
+    source = f"""
+        from pathlib import Path
+        from harness.inputs import depends_on
+        from tasks.supervised import DigitsMLP
+        @register_task("own/mlp")
+        class Own(DigitsMLP):
+            def data_digest(self):
+                depends_on([Path({str(table)!r})])
+                return Path({str(table)!r}).read_text()
+        """
+    own = Registry([plugin(tmp_path, source)])
+    file = write_grid(tmp_path, "{name: own, tasks: [own/mlp], methods: [adamw], seeds: 1}")
+    first = build_plan(load_grid(file, [], own), own)
+    assert build_plan(load_grid(file, [], own), own).trials[0].hash == first.trials[0].hash
+    table.write_text("1 2 4")
+    assert build_plan(load_grid(file, [], own), own).trials[0].hash != first.trials[0].hash
