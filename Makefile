@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow lint chaos bench lock
+.PHONY: papers help install demo test slow lint chaos bench lock
 
 help: ## Show these targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -38,6 +38,10 @@ lint: install ## Style, types and the direction of imports
 
 chaos: install ## Faults for real: kills, hangs, memory, a tracking server that goes away
 	$(BIN)/python -m pytest -m chaos
+
+papers: install ## Run what is not done of the ten papers' proxies, and write docs/papers.md
+	@failed=""; for grid in grids/proxies/*.yaml; do $(BIN)/harness run $$grid || failed="$$failed $$grid"; done; \
+		$(BIN)/python docs/papers.py && test -z "$$failed" || { echo "not all went well:$$failed"; exit 1; }
 
 bench: install ## Measure the overhead side by side
 	$(BIN)/python benchmarks/overhead.py

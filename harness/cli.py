@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from harness.planning.plan import Plan
     from harness.recording.records import Results
     from harness.registry import Registry
+    from harness.running.driver import Options
+    from harness.running.scheduling import Outcome
 
 app = typer.Typer(
     name="harness",
@@ -73,13 +75,13 @@ def console() -> Console:
 
 @app.command("list")
 def list_(plugin: PluginOption = None) -> None:
-    """Lists tasks, methods and probes."""
+    """Lists tasks, methods, probes and kinds of claims."""
     from harness.registry import KINDS
     from harness.showing import items
 
     registry = open_registry(plugin)
     out = console()
-    for kind in KINDS:
+    for kind in (*KINDS, "claim"):
         out.print(items(kind, registry.items(kind)))
         out.print()
     out.print("Next: harness describe NAME")
@@ -87,24 +89,27 @@ def list_(plugin: PluginOption = None) -> None:
 
 @app.command()
 def describe(
-    name: Annotated[str, typer.Argument(help="A task, method or probe.")],
+    name: Annotated[str, typer.Argument(help="A task, method, probe or kind of claim.")],
     plugin: PluginOption = None,
     check: Annotated[bool, typer.Option("--check", help="Runs the conformance suite on it.")] = False,
 ) -> None:
-    """Describes a task, method or probe: options, offers, needs, owns, source."""
+    """Describes a task, method, probe or kind of claim: options, offers, needs, owns, source."""
     from harness.registry import KINDS
     from harness.showing import card
 
     registry = open_registry(plugin)
-    found = [item for kind in KINDS for item in registry.items(kind) if item.name == name]
+    listed = [item for kind in (*KINDS, "claim") for item in registry.items(kind)]
+    found = [item for item in listed if item.name == name]
     if not found:
         from harness.options import nearest
 
-        known = [item.name for kind in KINDS for item in registry.items(kind)]
+        known = [item.name for item in listed]
         raise fail(f"NAME: found {name!r}, allowed: {', '.join(known)}{nearest(name, known)}", 2)
     out = console()
     for item in found:
         out.print(card(item))
+        if check and item.kind == "claim":
+            raise fail(f"--check: found {name}, a kind of claim, allowed: a task, method or probe", 2)
         if check:
             from harness.conformance import check_item
 
@@ -183,19 +188,33 @@ def run(
     commit_every: Annotated[
         float, typer.Option("--commit-every", min=0.1, metavar="SECONDS", help="How much a fault may cost a trial.")
     ] = 15.0,
+    until_decided: Annotated[
+        bool, typer.Option("--until-decided", help="Runs only what open claims need, look by look (grid: sequential).")
+    ] = False,
+    budget: Annotated[
+        str | None, typer.Option("--budget", metavar="TIME", help="With --until-decided: 90s, 20m or 2h at most.")
+    ] = None,
 ) -> None:
     """Runs what is not done of a grid, and shows a leaderboard."""
     from harness.running.driver import Options, run_plan
-    from harness.running.scheduling import Infeasible, Infrastructure
+    from harness.running.scheduling import Infeasible, Infrastructure, Unwritable
 
+    if address is not None and "://" in address:
+        raise fail(f"--address: from elsewhere it is: harness submit {grid} --address {address} --results FOLDER", 2)
+    limit = _budget(budget, until_decided)
     registry = open_registry(plugin)
     planned, memory = _plan(grid, set_, registry, results)
     options = Options(registry.plugins, tracking, address, cpus, keep_stale, commit_every)
     out = console()
     try:
-        outcome = run_plan(planned, memory, options, out)
+        if until_decided:
+            outcome = _until_decided(planned, memory, options, out, registry, limit)
+        else:
+            outcome = run_plan(planned, memory, options, out)
     except Infeasible as error:
         raise fail(f"{grid}: {error}", 2) from error
+    except Unwritable as error:
+        raise fail(f"--results: {error}", 2) from error
     except Infrastructure as error:
         raise fail(str(error), 3) from error
     except KeyboardInterrupt:
@@ -211,8 +230,45 @@ def run(
         for part in verdicts(judge_folder(planned, memory, registry)):
             out.print(part)
         out.print()
-    status = conclusion(out, planned, memory, grid, results)
+    shown = _with_results(planned, memory) if until_decided else planned
+    status = conclusion(out, shown, memory, grid, results)
     raise typer.Exit(status)
+
+
+def _budget(written: str | None, until_decided: bool) -> float | None:
+    """Seconds, or exit status 2."""
+    import re
+
+    if written is None:
+        return None
+    if not until_decided:
+        raise fail("--budget: found without --until-decided, allowed: with it", 2)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", written)
+    if not match:
+        raise fail(f"--budget: found {written!r}, allowed: a time such as 90s, 20m or 2h", 2)
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+def _until_decided(
+    plan: Plan, memory: Results, options: Options, out: Console, registry: Registry, budget: float | None
+) -> Outcome:
+    """Runs look after look, and says why it ended; exit status 2 for a grid without looks."""
+    from harness.running.deciding import run_until_decided
+
+    try:
+        done = run_until_decided(plan, memory, options, out, registry, budget)
+    except ValueError as error:
+        raise fail(f"{plan.file}: {error}", 2) from error
+    out.print(f"Until decided: {done.reason}." if done.reason else "")
+    return done.outcome
+
+
+def _with_results(plan: Plan, memory: Results) -> Plan:
+    """The plan without the trials that no look has asked for."""
+    from dataclasses import replace
+
+    found = memory.results(trial.hash for trial in plan.trials)
+    return replace(plan, trials=[trial for trial in plan.trials if trial.hash in found])
 
 
 def _plan(grid: Path, overrides: list[str] | None, registry: Registry, results: Path) -> tuple[Plan, Results]:
@@ -321,6 +377,67 @@ def compare(
 
 
 @app.command()
+def report(
+    grid: Annotated[str, typer.Argument(metavar="GRID", help="A grid file, or the name of a grid that was run.")],
+    form: Annotated[str, typer.Option("--format", help="html, markdown, csv or parquet.")] = "html",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where to write it; in the grid's results folder unless given.")
+    ] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Opens it.")] = False,
+    set_: SetOption = None,
+    plugin: PluginOption = None,
+    results: ResultsOption = RESULTS,
+    tracking: TrackingOption = None,
+) -> None:
+    """Writes the report of a grid: verdicts, tables, figures; as one page, or as Markdown, CSV or Parquet.
+
+    The page is also kept in MLflow, on the parent run.
+    """
+    from harness.judging.report import FORMATS, write_report
+    from harness.recording.records import RecordsError
+
+    if form not in FORMATS:
+        from harness.options import nearest
+
+        raise fail(f"--format: found {form!r}, allowed: {', '.join(FORMATS)}{nearest(form, list(FORMATS))}", 2)
+    registry = open_registry(plugin)
+    planned, memory = _plan(_grid_file(grid, _memory(results)), set_, registry, results)
+    try:
+        file = write_report(planned, memory, registry, form, out)
+    except RecordsError as error:
+        raise fail(f"report: {error}", 3) from error
+    typer.echo(str(file))
+    if form == "html" and out is None:
+        _project_report(memory, planned.name, tracking)
+    if open_:
+        typer.launch(file.as_uri())
+
+
+def _grid_file(grid: str, memory: Results) -> Path:
+    """The file of a grid: itself, or as it was last submitted."""
+    from harness.recording.grids import submissions
+
+    if Path(grid).is_file() or not (past := submissions(memory, grid)):
+        return Path(grid)
+    return past[-1].folder / "grid.yaml"
+
+
+def _project_report(memory: Results, name: str, tracking: str | None) -> None:
+    """Puts the report into MLflow, where there is one. The file is there whatever becomes of that."""
+    from harness.recording.grids import submissions
+    from harness.recording.records import RecordsError
+    from harness.recording.store import TrackingError
+    from harness.recording.tracking import sync as project
+
+    if not submissions(memory, name) or (tracking is None and not (memory.folder / "mlflow.db").exists()):
+        return
+    try:
+        project(memory, name, tracking)
+    except (TrackingError, RecordsError) as error:
+        typer.echo(f"not in MLflow yet ({error}); later: harness sync {name}", err=True)
+
+
+@app.command()
 def gc(
     free: Annotated[bool, typer.Option("--free", help="Deletes what is shown.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="Also trials that no grid names any more.")] = False,
@@ -371,21 +488,71 @@ def doctor(
     out.print("Next: harness run GRID")
 
 
-LATER = {
-    "submit": "Runs a grid on a cluster from elsewhere.",
-    "stop": "Ends a submitted grid cleanly.",
-    "report": "Writes the report of a grid.",
-}
+@app.command()
+def submit(
+    grid: GridArgument,
+    address: Annotated[str, typer.Option("--address", help="The cluster's dashboard: http://HEAD:8265.")],
+    results: Annotated[str, typer.Option("--results", help="A folder that the head and all workers share.")],
+    tracking: Annotated[str, typer.Option("--tracking", help="An MLflow tracking URI that the head reaches.")],
+    set_: SetOption = None,
+    plugin: PluginOption = None,
+    driver_label: Annotated[
+        str | None, typer.Option("--driver-label", metavar="NAME=VALUE", help="Where the driver runs; else the head.")
+    ] = None,
+    keep_stale: Annotated[bool, typer.Option("--keep-stale", help="Keeps results of older code, with a mark.")] = False,
+    commit_every: Annotated[float, typer.Option("--commit-every", min=0.1, metavar="SECONDS")] = 15.0,
+) -> None:
+    """Runs a grid on a cluster from elsewhere, and shows its output; Ctrl-C leaves it running."""
+    from harness.planning.errors import GridError
+    from harness.planning.grid import load_grid
+    from harness.planning.plan import build_plan
+    from harness.running import submission
+    from harness.running.scheduling import Infrastructure
+
+    options = ["--commit-every", str(commit_every), *(["--keep-stale"] if keep_stale else [])]
+    target = submission.Target(address, results, tracking, driver_label, options)
+    registry = open_registry(plugin)
+    stop = f"harness stop {grid} --address {address}"
+    try:
+        target.check()
+        planned = build_plan(load_grid(grid, set_ or [], registry), registry)
+        client = submission.connect(address)
+        job = submission.submit(client, planned, registry.plugins, target, typer.echo)
+        status = submission.follow(client, job, lambda text: typer.echo(text, nl=False))
+    except (GridError, submission.BadSubmission) as error:
+        raise fail(str(error), 2) from error
+    except Infrastructure as error:
+        raise fail(str(error), 3) from error
+    except KeyboardInterrupt as interrupt:
+        raise fail(f"It goes on without this terminal. The same command follows it; {stop} ends it", 130) from interrupt
+    raise typer.Exit(status)
 
 
-def _later(name: str, help: str) -> None:
-    @app.command(name, help=f"{help} (not yet)", context_settings={"ignore_unknown_options": True})
-    def command(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
-        raise fail(f"harness {name}: not yet in this version", 2)
+@app.command()
+def stop(
+    grid: Annotated[str, typer.Argument(metavar="GRID", help="A grid file, or a grid's name.")],
+    address: Annotated[
+        str | None, typer.Option("--address", help="The dashboard of the cluster that it was submitted to.")
+    ] = None,
+    results: ResultsOption = RESULTS,
+) -> None:
+    """Ends a running grid cleanly: its trials commit, and the next run goes on from there."""
+    from harness.planning.errors import GridError
+    from harness.planning.reading import read_draft
+    from harness.running import stopping, submission
+    from harness.running.scheduling import Infrastructure
 
-
-for _name, _help in LATER.items():
-    _later(_name, _help)
+    try:
+        name = str(read_draft(Path(grid)).content.get("name")) if Path(grid).is_file() else grid
+        if address is not None:
+            stopped = stopping.stop_submitted(submission.connect(address), name)
+        else:
+            stopped = [name] if stopping.stop_local(_memory(results), name) else []
+    except (GridError, submission.BadSubmission) as error:
+        raise fail(str(error), 2) from error
+    except Infrastructure as error:
+        raise fail(str(error), 3) from error
+    typer.echo(f"Stopped: {', '.join(stopped)}" if stopped else f"Grid {name} is not running there.")
 
 
 def main() -> None:

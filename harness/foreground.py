@@ -76,7 +76,8 @@ def run_foreground(
         return 2
     print(f"{planned.cell} · seed {seed} ({planned.hash})", file=sys.stderr)
     known = memory.trial(planned.hash).result()
-    if known is not None and known.status.done and known.code == planned.code:
+    goes_on = known is not None and known.status is Status.SCREENED
+    if known is not None and known.status.done and known.code == planned.code and not goes_on:
         print(f"it is done already: what follows are its records in {memory.folder}", file=sys.stderr)
         return conclude(known)
     try:

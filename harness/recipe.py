@@ -14,7 +14,13 @@ import torch
 OPTIMIZERS = ("sgd", "adam", "adamw")
 PHASES = ("method", *OPTIMIZERS, "lbfgs")
 """Optimizers that a phase may name; `method` is that of the trial's methods, or else the recipe's own."""
-LBFGS: dict[str, Any] = {"lr": 1.0, "max_iter": 20, "history_size": 50, "tolerance_grad": 1e-9, "tolerance_change": 1e-12}
+LBFGS: dict[str, Any] = {
+    "lr": 1.0,
+    "max_iter": 20,
+    "history_size": 100,
+    "tolerance_grad": 1e-9,
+    "tolerance_change": 1e-12,
+}
 """L-BFGS as a phase: a step is up to `max_iter` iterations on one batch, each with a strong Wolfe line search."""
 
 
@@ -52,7 +58,9 @@ class Recipe:
     precision: Literal["float32", "float64"] = "float32"
     evaluate_every: int | None = None  # steps; a tenth of the run unless given
     record_every: int | None = None  # steps; a fiftieth of the run unless given
-    target: float | None = None  # of the task's metric: steps_to_target and time/to_target say when it was reached first
+    target: float | None = (
+        None  # of the task's metric: steps_to_target and time/to_target say when it was reached first
+    )
 
     def __post_init__(self) -> None:
         positive = {"steps": self.length, "batch": self.batch, "lr": self.lr, "accumulate": self.accumulate}

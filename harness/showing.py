@@ -145,6 +145,7 @@ def conclusion(out: Console, plan: Plan, results: Results, grid: Path, folder: P
     if len(trouble) > 10:
         out.print(f"… and {len(trouble) - 10} more: harness plan {grid}")
     option = "" if folder == Path("results") else f" --results {folder}"
+    out.print(f"Read the report:   harness report {grid}{option}")
     out.print(f"Browse every run:  harness ui{option}")
     out.print(f"See the plan:      harness plan {grid}{option}")
     return 1 if trouble else 0

@@ -95,9 +95,9 @@ def _find(module: str, importer: Path) -> Path | None:
 def digest(paths: Iterable[Path]) -> str:
     """A digest of parsed sources: comments, docstrings and layout do not count, names and numbers do."""
     sha = hashlib.sha256()
-    for path in sorted(set(paths)):
-        sha.update(path.name.encode())
-        sha.update(_normal_form(path).encode())
+    for name, form in sorted((path.name, _normal_form(path)) for path in set(paths)):  # wherever the files lie
+        sha.update(name.encode())
+        sha.update(form.encode())
     return sha.hexdigest()[:16]
 
 

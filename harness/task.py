@@ -51,6 +51,10 @@ class Workload(ABC):
     def next_batch(self) -> Batch:
         """The next training batch. Owns the order of the data and its random stream."""
 
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Where every chain of `parameter_groups` starts: all trainable parameters of `model` in one group."""
+        return [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}]
+
     @abstractmethod
     def objective(self, model: nn.Module, batch: Batch) -> Objective:
         """The objective of `model` on `batch`: pure and repeatable, so that the loop alone combines the two."""

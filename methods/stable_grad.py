@@ -106,7 +106,9 @@ class StableGrad(Method):
     biases: Literal["shared", "untouched"] = "shared"
     last_layer: Literal["rescaled", "untouched"] = "rescaled"
     eps: float = 0.0
-    report_every: int = 0  # steps between records of the factors; 0: never, as reading them waits for the device; 1 for controls
+    report_every: int = (
+        0  # steps between records of the factors; 0: never, as reading them waits for the device; 1 for controls
+    )
 
     def __post_init__(self) -> None:
         for name in ("eps", "report_every"):

@@ -13,7 +13,7 @@ from harness.streams import Streams
 from tasks import data, models
 from tasks.data import Selection
 from tasks.images import Classification, Inputs
-from tasks.models import AnyActivation, ImageModel, Init
+from tasks.models import AnyActivation, ImageModel, Init, Normalisation
 from tasks.recipes import ImageRecipe
 
 Stem = Literal["native", "small"]
@@ -80,7 +80,7 @@ class ImageTask(Task):
         shape = data.known(self.data_set).shape
         if len(shape) != 3:
             return shape
-        channels = shape[0] if self.model_name() in ("mlp", "cnn", "vit_tiny") else 3
+        channels = shape[0] if self.model_name() in models.SMALL else 3
         size = getattr(self, "resize", None) or shape[-1]
         return channels, size, size
 
@@ -105,7 +105,7 @@ class ImageTask(Task):
         return Classification(model, splits, inputs, recipe, streams, self.probe_samples)
 
 
-MODEL_OPTIONS = {"width", "depth", "stem", "dropout", "pretrained"}
+MODEL_OPTIONS = {"width", "depth", "stem", "dropout", "pretrained", "normalisation"}
 
 
 def _options(task: ImageTask) -> set[str]:
@@ -121,14 +121,23 @@ class SmallTask(ImageTask):
 
 
 @dataclass
+class ResidualTask(SmallTask):
+    """A small residual network; `normalisation` leaves BatchNorm out."""
+
+    normalisation: Normalisation = "library"
+
+
+@dataclass
 class LibraryTask(ImageTask):
     """A model of a library. `stem: small` keeps the resolution of small images in a convolutional network's first layers;
-    `resize` brings images to another size; `pretrained` reads the library's weights from the data folder."""
+    `resize` brings images to another size; `pretrained` reads the library's weights from the data folder; `normalisation`
+    leaves BatchNorm out."""
 
     stem: Stem = "native"
     resize: int | None = None
     dropout: float | None = None
     pretrained: bool = False
+    normalisation: Normalisation = "library"
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Any
 
 from harness import register_task
 from tasks import data
-from tasks.classification import AnyTask, ImageTask, LibraryTask, ResizedTask, SmallStemTask, SmallTask
+from tasks.classification import AnyTask, ImageTask, LibraryTask, ResidualTask, ResizedTask, SmallStemTask, SmallTask
 
 BALANCED_ADAM = "arXiv 2601.21739"
 OUI = "arXiv 2504.17160"
@@ -48,6 +48,8 @@ add(SmallTask, "fashion_mnist/mlp", "A multi-layer perceptron on Fashion-MNIST",
 add(SmallTask, "fashion_mnist/cnn", "A small convolutional network on Fashion-MNIST", epochs=10, **ADAMW)
 add(SmallTask, "cifar10/mlp", "A multi-layer perceptron on CIFAR-10", epochs=20, **ADAMW)
 add(SmallTask, "cifar10/cnn", "A small convolutional network on CIFAR-10", epochs=20, **ADAMW | SHIFTED)
+add(ResidualTask, "cifar10/resnet_tiny", "A small residual network on CIFAR-10", batch_norm=True,
+    epochs=20, **SGD | SHIFTED | {"lr": 0.1, "weight_decay": 5e-4, "batch": 128})
 add(SmallTask, "cifar10/vit_tiny", "A small Vision Transformer on CIFAR-10", epochs=30, warmup_epochs=2, **ADAMW | SHIFTED)
 
 add(SmallStemTask, "cifar10/resnet18", "ResNet-18 on CIFAR-10", batch_norm=True,

@@ -80,12 +80,16 @@ class Machines:
         self.nodes.clear()
 
 
+def token() -> dict[str, str]:
+    """Token mode, with a token of its own."""
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
 @contextmanager
 def machines(workers: int = 2, environment: dict[str, str] | None = None, **options: Any) -> Iterator[Machines]:
     """A cluster for a test; this process gets its token for as long."""
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    settings = token | {"PATH": path, "RAY_USAGE_STATS_ENABLED": "0"} | (environment or {})
+    settings = token() | {"PATH": path, "RAY_USAGE_STATS_ENABLED": "0"} | (environment or {})
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     folder = Path(f"/tmp/hr-{secrets.token_hex(3)}")

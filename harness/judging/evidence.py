@@ -74,6 +74,10 @@ class Evidence:
         """One trial of a cell for each seed: the first, where several streams vary."""
         return [trials[0] for trials in self._trials[task][cell].values()]
 
+    def units_of(self, task: str, cell: str) -> list[list[PlannedTrial]]:
+        """All trials of a cell: a list for each seed, longer than one where several streams vary."""
+        return list(self._trials[task][cell].values())
+
     def tasks(self, glob: str) -> list[str]:
         """The labels of the tasks that a glob matches, by label or name, in the order of the grid."""
         names = self._names

@@ -66,20 +66,30 @@ class Regret(Claim):
     """How far a method is from the best cell of the grid: below a bound on every task, or less than another in the worst case.
 
     The best cell, the oracle, is that with the best mean over the other seeds, among all methods unless `among` names some.
+    With `chosen_on`, `than` is one fixed choice for all tasks: of the methods that it matches, that with the least mean regret
+    over these tasks, development tasks say. Claims of other tasks then owe nothing to the choice.
     """
 
     regret: str = ""
     than: str = ""
     below: float | None = None
     among: tuple[str, ...] = ("*",)
+    chosen_on: str = ""
     relative: bool = True
 
     def check(self) -> None:
         if bool(self.than) == (self.below is not None):
             raise ClaimError("than: found both or none of than and below, allowed: one")
+        if self.chosen_on and not self.than:
+            raise ClaimError(
+                f"chosen_on: found {self.chosen_on!r}, allowed: nothing without than, which is what is chosen"
+            )
 
     def methods(self) -> dict[str, Sequence[str]]:
         return {"regret": [self.regret], "among": self.among} | ({"than": [self.than]} if self.than else {})
+
+    def tasks(self) -> dict[str, str]:
+        return {"on": self.on} | ({"chosen_on": self.chosen_on} if self.chosen_on else {})
 
     def contrasts(self, evidence: Evidence) -> list[Contrast]:
         from harness.judging.evidence import Contrast, Scores
@@ -90,9 +100,24 @@ class Regret(Claim):
         if self.below is not None:
             bound = self.below
             return [Contrast(t, gain.plus(bound), unit, {"bound": bound}) for t, gain in zip(tasks, ours, strict=True)]
-        theirs = [self._gain(evidence, task, self.than) for task in tasks]
+        other = self._chosen(evidence) if self.chosen_on else self.than
+        theirs = [self._gain(evidence, task, other) for task in tasks]
         worst = Scores.combine(ours, "worst").minus(Scores.combine(theirs, "worst"))
-        return [Contrast("worst case over tasks", worst, unit, {"tasks": tasks})]
+        return [Contrast("worst case over tasks", worst, unit, {"tasks": tasks, "than": other})]
+
+    def _chosen(self, evidence: Evidence) -> str:
+        """The method of those that `than` matches with the least mean regret over the tasks that choose."""
+        tasks = evidence.tasks(self.chosen_on)
+        labels = evidence.methods(tasks[0], self.than) if tasks else []
+        if not labels:
+            raise ClaimError(
+                f"chosen_on: found no trial of {self.than} on {self.chosen_on}, allowed: tasks that it ran on"
+            )
+
+        def gain(label: str) -> float:
+            return float(sum(self._gain(evidence, task, label).low.mean() for task in tasks))
+
+        return max(labels, key=gain)
 
     def _gain(self, evidence: Evidence, task: str, method: str) -> Scores:
         """Minus the regret."""

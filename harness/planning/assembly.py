@@ -60,6 +60,7 @@ def assemble(grid: Grid, registry: Registry) -> Plan:
         notes=assembler.notes,
         grid_text=grid.text,
         claims=grid.claims,
+        screening=grid.screening,
     )
 
 

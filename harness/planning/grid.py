@@ -19,9 +19,11 @@ from harness.planning.entries import Choice, Entry, method_choices, probe_choice
 from harness.planning.errors import Where, listed
 from harness.planning.reading import Draft, read_draft
 from harness.planning.schema import TRIALS, GridFile, RecipeRule, ResourceRule, StartRule, validate
+from harness.planning.screening import check_screening
 from harness.planning.tuning import Tuning, check_tuning
 from harness.registry import Registry
 from harness.resources import Resources
+from harness.screening import Screening
 from harness.seeds import NAMES
 
 
@@ -54,6 +56,7 @@ class Grid:
     starts: list[tuple[StartRule, Where]]
     """Where trials start: the last word wins."""
     tuning: Tuning | None
+    screening: Screening | None
     claims: Claims
 
     def where(self) -> Where:
@@ -129,6 +132,7 @@ def check_grid(draft: Draft, registry: Registry) -> Grid:
         requests=_requests(parsed, draft, tasks, methods),
         starts=_starts(parsed, draft, tasks, methods),
         tuning=check_tuning(parsed.tuning, draft.where(["tuning"]), tasks, methods, seeds, registry),
+        screening=check_screening(parsed.screening, draft.where(["screening"]), tasks),
         claims=check_claims(parsed, draft, tasks, methods, registry, _most(seeds)),
     )
 

@@ -22,8 +22,9 @@ from harness.recording.environment import PACKAGES, version
 from harness.recording.records import RecordsError, write_atomically
 from harness.registry import Registry, cache_folder
 from harness.resources import Resources
+from harness.screening import Screening
 
-FORMAT = 4
+FORMAT = 5
 """Raised when the text of a plan changes its form."""
 
 TUNED = "tuned"
@@ -83,6 +84,7 @@ class Plan:
     grid_text: str = ""
     """The grid as it was written, with what it extends and what the command line overrides."""
     claims: Claims = field(default_factory=Claims)
+    screening: Screening | None = None
     inputs: dict[str, str] = field(default_factory=dict)
     """Files of data, as they were when this was planned."""
 
@@ -156,6 +158,7 @@ class Plan:
             "notes": self.notes,
             "grid_text": self.grid_text,
             "claims": asdict(self.claims),
+            "screening": asdict(self.screening) if self.screening else None,
             "inputs": self.inputs,
         }
         return json.dumps(content, separators=(",", ":"))
@@ -185,6 +188,7 @@ class Plan:
                 content["claims"]["level"],
                 tuple(content["claims"]["looks"]),
             ),
+            screening=Screening.from_content(content["screening"]),
             inputs=content["inputs"],
         )
 

@@ -158,6 +158,14 @@ class TuningRule(Model):
     over: Annotated[dict[str, Any], Field(min_length=1)]
 
 
+class ScreeningRule(Model):
+    """The rule that stops unpromising trials at a share of their training."""
+
+    rule: str
+    at: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    thresholds: Annotated[dict[str, Any], Field(min_length=1)] = {}
+
+
 class Sequential(Model):
     """When the claims are judged: so many looks in equal steps, or at these numbers of seeds."""
 
@@ -177,7 +185,7 @@ class GridFile(Model):
     stacked: Literal[False] = False
     ranks: Literal[1] = 1
     tuning: TuningRule | None = None
-    screening: None = None
+    screening: ScreeningRule | None = None
     claims: list[dict[str, Any]] = []
     level: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     sequential: Sequential | None = None
@@ -187,7 +195,6 @@ class GridFile(Model):
 LATER = {
     "stacked": "seeds of a cell trained together",
     "ranks": "a trial on several ranks",
-    "screening": "early-stopping rules",
 }
 """Fields of the schema that cannot be used yet, and what they are for."""
 
@@ -246,6 +253,7 @@ def _fields(path: list[int | str]) -> list[str]:
     inner: dict[int | str, type[Model]] = {
         "recipes": RecipeRule,
         "resources": ResourceRule,
+        "screening": ScreeningRule,
         "sequential": Sequential,
         "start": StartRule,
         "tuning": TuningRule,

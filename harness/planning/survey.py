@@ -101,6 +101,8 @@ def _state(
         return State.NEW, ""
     if result.code != trial.code:
         return State.STALE, "its code has changed"
+    if result.status is Status.SCREENED and result.screening != (plan.screening.mark if plan.screening else ""):
+        return State.UNFINISHED, "another screening stopped it, or this grid has none: it goes on from there"
     lacking = plan.kept.get(trial.hash, set()) - set(result.kept)
     if lacking and result.status is Status.FINISHED:
         return State.STALE, f"its {min(lacking)} was not kept, which another trial starts from"
@@ -122,7 +124,7 @@ def _origin(path: str, trial: PlannedTrial) -> str:
 
 def _settled(state: State, result: Result | None, keep_stale: bool) -> bool:
     """Whether a trial is left as it is."""
-    if result is None:
+    if result is None or state is State.UNFINISHED:
         return False
     return result.status.good and keep_stale if state is State.STALE else result.status.done
 

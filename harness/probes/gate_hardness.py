@@ -34,7 +34,8 @@ class GateHardness(Probe):
     r"""Hardness λ of each gate that has one, λ·std(x), \|∂L/∂λ\| of the last step, and std(x) of every gate.
 
     `probe/gate_hardness/lambda/<gate>`, `…/effective/<gate>`, `…/gradient/<gate>` and `…/std/<gate>`, with x the
-    pre-activations on the task's probe batch. λ alone is not identifiable beside free weights, for f(x; λ) is
+    pre-activations on the task's probe batch; `…/lambda_range` from the softest gate to the hardest, and
+    `…/gradient_mean` over the gates. λ alone is not identifiable beside free weights, for f(x; λ) is
     GELU(λx)/λ; λ·std(x) is what it comes to. A GELU has λ = 1. The gradient is that after clipping.
     """
 
@@ -53,4 +54,10 @@ class GateHardness(Probe):
             gradient = getattr(gate, "hardness_gradient", None)
             if gradient is not None:
                 values[f"gradient/{name}"] = abs(float(gradient))
+        hardness_by_gate = [value for name, value in values.items() if name.startswith("lambda/")]
+        gradients = [value for name, value in values.items() if name.startswith("gradient/")]
+        if hardness_by_gate:
+            values["lambda_range"] = max(hardness_by_gate) - min(hardness_by_gate)
+        if gradients:
+            values["gradient_mean"] = sum(gradients) / len(gradients)
         return {f"gate_hardness/{name}": value for name, value in values.items()}

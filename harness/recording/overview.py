@@ -2,15 +2,48 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from harness.recording.grids import Submission
 from harness.recording.projection import RUNNING, Content, Summary, literal, milliseconds
+from harness.recording.records import Results
 
 
-def grid_content(grid: str, submissions: Sequence[Submission], seen: Mapping[str, Summary], running: bool) -> Content:
+@dataclass(frozen=True)
+class Report:
+    """The report of a grid as it was last written."""
+
+    page: str
+    verdicts: list[dict[str, Any]]
+
+    @property
+    def digest(self) -> str:
+        """Changes with the page."""
+        return hashlib.sha256(self.page.encode()).hexdigest()[:16]
+
+
+def read_report(results: Results, grid: str) -> Report | None:
+    """The report of a grid, if one was written."""
+    folder = results.grid(grid)
+    try:
+        page = (folder / "report.html").read_text(encoding="utf-8")
+        return Report(page, json.loads((folder / "verdicts.json").read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+
+
+def grid_content(
+    grid: str,
+    submissions: Sequence[Submission],
+    seen: Mapping[str, Summary],
+    running: bool,
+    report: Report | None = None,
+) -> Content:
     """The parent run of a grid: reopened by each submission, ended with the last of its trials."""
     newest = submissions[-1]
     planned = [trial.hash for trial in newest.trials()]
@@ -27,21 +60,25 @@ def grid_content(grid: str, submissions: Sequence[Submission], seen: Mapping[str
             "grid": grid,
             "status": status,
             "submissions": str(len(submissions)),
-            "mlflow.note.content": note(grid, submissions, counts),
+            "mlflow.note.content": note(grid, submissions, counts, report),
             "mlflow.user": newest.about["user"],
             "mlflow.source.name": f"harness run {grid}",
             "mlflow.source.type": "LOCAL",
-        },
+        }
+        | ({"report": report.digest} if report else {}),
         end=None if running else milliseconds(max([started, *ends])),
     )
 
 
-def note(grid: str, submissions: Sequence[Submission], counts: Mapping[str, int]) -> str:
+def note(grid: str, submissions: Sequence[Submission], counts: Mapping[str, int], report: Report | None = None) -> str:
     """What the parent run says of its grid, in Markdown."""
     newest = submissions[-1]
     environment = newest.read("environment.json")
     told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     lines = [f"**{grid}**: {sum(counts.values())} trials: {told}.", ""]
+    if report:
+        lines += ["The report is among the artifacts: `report.html`.", ""]
+        lines += [_verdict(verdict) for verdict in report.verdicts[:50]] + [""]
     left_out = newest.left_out()
     if left_out:
         columns = list(left_out[0])
@@ -58,6 +95,11 @@ def note(grid: str, submissions: Sequence[Submission], counts: Mapping[str, int]
     lines += [f"- {name}: {literal(value)}" for name, value in facts.items() if value]
     lines += ["", "Group the runs by the tag `cell` to see means over seeds."]
     return "\n".join(lines)
+
+
+def _verdict(verdict: Mapping[str, Any]) -> str:
+    exploratory = " (exploratory)" if verdict["exploratory"] else ""
+    return f"- **{verdict['outcome']}**{exploratory}: {literal(verdict['sentence'])}; {literal(verdict['reason'])}"
 
 
 def _commit(git: Mapping[str, Any]) -> str:

@@ -90,6 +90,8 @@ class Result:
     error: str = ""
     """The traceback, if the author's code raised."""
     environment: dict[str, Any] = field(default_factory=dict)
+    screening: str = ""
+    """The mark of the screening that stopped it."""
     kept: list[str] = field(default_factory=list)
     """Checkpoints that stay for trials that start from them."""
 
@@ -100,7 +102,7 @@ class Result:
         """
         if what == ACTIONS or what in self.kept:
             return self.weights if self.status is Status.FINISHED else None
-        return self.metrics.get(what)
+        return None if self.status is Status.SCREENED else self.metrics.get(what)
 
 
 @dataclass

@@ -32,8 +32,23 @@ ENVIRONMENT = NO_TELEMETRY | {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
 
+EXPERIMENT = """The grid `{name}`: one parent run, and under it a run for each trial.
+
+- **Verdicts, what is left out, environment:** the description of the parent run.
+- **Report:** `harness report {name}` puts `report.html` among the artifacts of the parent run.
+- **Means over seeds:** group the runs by the tag `cell`; or by `task`, `method`, `seed`, `status`.
+- **Only what succeeded:** `tags.status = "finished"`. One task: `tags.task = "digits/mlp"`.
+- **Metrics:** `test/` once, at the selected checkpoint, and `selected/` validation there; `val/` and `train/` over training;
+  `probe/` measures; `time/` and `system/` cost.
+- **Artifacts of a trial:** `pictures/`, `actions.jsonl` (what an adaptive method did), `error.txt`.
+"""
+
 OPTIONAL_TAGS = ("records", "stale", "planned", "reason")
 """Tags of a run that go again once they no longer hold."""
+
+
+VOUCHING = ("status", "records", "submissions", "report")
+"""Tags that say that the content of a run is there: written last."""
 
 
 class TrackingError(RuntimeError):
@@ -136,7 +151,7 @@ class Store:
         if own and artifacts:  # what a deleted database has left behind
             shutil.rmtree(artifacts, ignore_errors=True)
         tags = {
-            "mlflow.note.content": f"The grid `{name}`: one parent run, and under it a run for each trial.",
+            "mlflow.note.content": EXPERIMENT.format(name=name),
             "mlflow.experimentKind": "custom_model_development",  # what the interface would otherwise ask for
         }
         return str(self._client.create_experiment(name, artifacts.as_uri() if artifacts else None, tags))
@@ -160,7 +175,7 @@ class Store:
 
     def create(self, content: Content, parent: Run | None) -> Run:
         """A run with its tags, but for those that say that its content is there."""
-        tags = {name: value for name, value in content.tags.items() if name not in ("status", "records", "submissions")}
+        tags = {name: value for name, value in content.tags.items() if name not in VOUCHING}
         if parent:
             tags["mlflow.parentRunId"] = parent.id
         with _answers():

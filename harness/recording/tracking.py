@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from filelock import FileLock, Timeout
 
 from harness.recording.grids import Submission, SubmittedTrial, held, submissions
-from harness.recording.overview import grid_content
+from harness.recording.overview import grid_content, read_report
 from harness.recording.projection import (
     RUNNING,
     Content,
@@ -163,7 +163,7 @@ class Projection:
     def _grid_content(self, driven: bool | None) -> Content:
         if driven is None:
             driven = "ended" not in self.submissions[-1].about and held(self.results.grid(self.grid))
-        return grid_content(self.grid, self.submissions, self._seen, driven)
+        return grid_content(self.grid, self.submissions, self._seen, driven, read_report(self.results, self.grid))
 
     def _project(self, state: Snapshot, parent: Run) -> bool:
         """Brings a trial's run up to date; whether there was anything to do."""
@@ -194,6 +194,9 @@ class Projection:
         if parent.tags.get("submissions") != content.tags["submissions"]:
             names = ("grid.yaml", "plan.json", "environment.json")
             texts = {name: (newest.folder / name).read_text(encoding="utf-8") for name in names}
+        report = read_report(self.results, self.grid)
+        if report and parent.tags.get("report") != content.tags.get("report"):
+            texts["report.html"] = report.page
         self._parent = self._store.fill(parent, content, [], texts)
 
 

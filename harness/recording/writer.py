@@ -8,6 +8,7 @@ and `harness sync` brings it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -85,7 +86,13 @@ class Writer:
             if self._projection is None:  # the writer of a driver that died may be at it a little longer
                 wait = WORKERS_END + EVERY if self.ended.is_set() else 0.0
                 self._projection = Projection(self.results, self.grid, self.tracking, wait)
-            return self._projection.bring_up_to_date(go_on, everything=everything, driven=driven)
+            report = self._projection.bring_up_to_date(go_on, everything=everything, driven=driven)
+            if not report.pending:
+                with contextlib.suppress(
+                    OSError
+                ):  # the driver tells the lag by its time; a full disk is told elsewhere
+                    (self.results.grid(self.grid) / "tracking.mark").touch()
+            return report
         except (TrackingError, RecordsError) as error:
             problem = str(error)
         self._close()

@@ -89,6 +89,7 @@ class WarmHandle:
             "keep": trial.keep,
             "memory": self.resources.memory or fair_memory(self.resources),
             "time": self.resources.time,
+            "screen": trial.screen,
         }
         self._send(op="run", order=order)
 

@@ -20,9 +20,20 @@ from harness.planning.taking import Missing, take
 from harness.recording.environment import environment
 from harness.recording.grids import open_submission
 from harness.recording.records import Locked, RecordsError, Result, Results, Status, end_without_result, hold
+from harness.running.metrics import Metrics
 from harness.running.progress import Progress, cells
-from harness.running.scheduling import Infrastructure, Outcome, check_feasible, cluster, run_units, this_machine
+from harness.running.scheduling import (
+    Infeasible,
+    Infrastructure,
+    Outcome,
+    Unwritable,
+    check_feasible,
+    cluster,
+    run_units,
+    this_machine,
+)
 from harness.running.units import Unit, UnitTrial
+from harness.screening import Screening
 
 
 @dataclass(frozen=True)
@@ -46,12 +57,15 @@ class Run:
     options: Options
     console: Console
     outcome: Outcome = field(default_factory=Outcome)
+    screening: Screening | None = None
+    """That of the plan, its thresholds fitted."""
 
     def execute(self, waiting: Sequence[PlannedTrial]) -> None:
         """Runs trials to their ends.
 
         Raises:
             Infeasible: if a request fits on no node; nothing has started.
+            Unwritable: if the results folder cannot be written from the start; nothing has started.
             Infrastructure: if another driver runs this grid, or the results folder can no longer be written.
         """
         if self.options.address is None:
@@ -64,9 +78,11 @@ class Run:
                 f"grid {self.plan.name} is being run by another driver on {self.results.folder}"
             ) from error
         except RecordsError as error:
-            raise Infrastructure(str(error)) from error
+            raise Unwritable(str(error)) from error
         try:
             self._locked(waiting)
+        except (RecordsError, OSError) as error:  # from here on, what cannot be written is the folder's trouble
+            raise Infrastructure(f"{error}; a rerun goes on once that is mended") from error
         finally:
             lock.release()
 
@@ -97,6 +113,7 @@ class Run:
 
     def _stages(self, waiting: Sequence[PlannedTrial], progress: Progress) -> None:
         hashes = {trial.hash for trial in waiting}
+        listener = Metrics(progress, self.plan.name, len(hashes), self.results.grid(self.plan.name))
         for stage in self.plan.stages:
             units = []
             for trial in stage:
@@ -106,9 +123,10 @@ class Run:
                     values = take(trial, self.plan, self.results.results(r.hash for r in trial.spec.requires))
                 except Missing as missing:
                     self._end(trial, Status.BLOCKED, str(missing))
-                    progress.ended(trial.hash, Status.BLOCKED)
+                    listener.ended(trial.hash, Status.BLOCKED)
                 else:
-                    units.append(unit_of(trial, values, sorted(self.plan.kept.get(trial.hash, ()))))
+                    keep = sorted(self.plan.kept.get(trial.hash, ()))
+                    units.append(unit_of(trial, values, keep, self.screening))
             if units:
                 settings = {
                     "results": str(self.results.folder),
@@ -117,7 +135,7 @@ class Run:
                     "report_every": 1.0,
                     "slots": progress.slots,
                 }
-                self._take(run_units(units, settings, progress))
+                self._take(run_units(units, settings, listener))
             if self.outcome.interrupted or self.outcome.unwritable():
                 return
 
@@ -150,9 +168,10 @@ class Run:
             writer.wait()
 
 
-def unit_of(trial: PlannedTrial, values: dict[str, Any], keep: list[str]) -> Unit:
+def unit_of(trial: PlannedTrial, values: dict[str, Any], keep: list[str], screening: Screening | None = None) -> Unit:
     """A unit of one trial."""
-    carried = UnitTrial(trial.hash, trial.spec.to_json(), trial.code, values, keep)
+    screen = screening.screen(trial.task_label) if screening else None
+    carried = UnitTrial(trial.hash, trial.spec.to_json(), trial.code, values, keep, screen.to_json() if screen else "")
     return Unit([carried], trial.resources, trial.cell)
 
 
@@ -174,10 +193,19 @@ def length(recipe: dict[str, Any]) -> int:
     return int(recipe.get("rounds") or recipe.get("steps") or 1)
 
 
-def run_plan(plan: Plan, results: Results, options: Options, console: Console) -> Outcome:
-    """Runs what is not done of a plan; with nothing to do it starts nothing and writes nothing."""
+def run_plan(plan: Plan, results: Results, options: Options, console: Console, only: set[str] | None = None) -> Outcome:
+    """Runs what is not done of a plan, or `only` some trials of it; with nothing to do it starts and writes nothing."""
     run = Run(plan, results, options, console)
     waiting = survey(plan, results, keep_stale=options.keep_stale).to_run
+    if only is not None:
+        waiting = [trial for trial in waiting if trial.hash in only]
     if waiting:
+        if plan.screening:
+            from harness.judging.calibration_runs import fitted
+
+            try:
+                run.screening = fitted(plan.screening, plan.tasks, results)
+            except ValueError as error:
+                raise Infeasible(f"screening.{error}") from error
         run.execute(waiting)
     return run.outcome

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -27,6 +28,9 @@ TUNER_UNITS = 2000
 ENDS_TO_SUSPECT = 3
 """A unit that was running at this many unexpected ends of a Tuner runs alone, and then counts as out of memory."""
 
+TRIES_TO_LOCK = 5
+"""A trial that another process is at is tried so often, half a minute each: a node that was cut off ends within one or two."""
+
 SETTINGS = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
@@ -44,6 +48,10 @@ SETTINGS = {
 
 class Infeasible(ValueError):
     """A request that no node can ever meet: Tune would wait for ever."""
+
+
+class Unwritable(ValueError):
+    """A results folder that cannot be written from the start."""
 
 
 class Infrastructure(RuntimeError):
@@ -75,16 +83,31 @@ class Outcome:
     out_of_memory: list[Unit] = field(default_factory=list)
     interrupted: bool = False
 
+    def locked(self, units: Sequence[Unit]) -> list[Unit]:
+        """Those units with a trial that another process was at: a node that was cut off, or another grid."""
+        return [unit for unit in units if any(self.ended.get(trial.hash) == "locked" for trial in unit.trials)]
+
+    def forget(self, unit: Unit) -> None:
+        """Takes back what is known of a unit that is tried once more."""
+        for trial in unit.trials:
+            self.ended.pop(trial.hash, None)
+
     def unwritable(self) -> str | None:
         """Why the results folder can no longer be written, if so."""
         return next((outcome for outcome in self.ended.values() if outcome.startswith("unwritable")), None)
+
+
+@functools.cache
+def own_token() -> str:
+    """The token of the clusters that this process starts, one after the other: Ray reads it once in a process."""
+    return secrets.token_hex(32)
 
 
 @contextmanager
 def cluster(address: str | None, cpus: int | None = None) -> Iterator[Any]:
     """Ray, started here on this machine alone or joined at `address`; always in token mode.
 
-    A local cluster gets a token of its own, which nothing else knows and which ends with it.
+    A local cluster gets a token of its own, which nothing else knows and which ends with this process.
 
     Raises:
         Infrastructure: if there is no cluster to be had.
@@ -93,10 +116,11 @@ def cluster(address: str | None, cpus: int | None = None) -> Iterator[Any]:
         os.environ.setdefault(name, value)
     os.environ["RAY_AUTH_MODE"] = "token"
     if address is None:
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        os.environ["RAY_AUTH_TOKEN"] = own_token()
     import ray
 
-    options: dict[str, Any] = {"address": address} if address else {"num_cpus": cpus, "object_store_memory": 128 << 20}
+    own = {"address": "local", "num_cpus": cpus, "object_store_memory": 128 << 20}  # never a cluster that runs beside
+    options: dict[str, Any] = {"address": address} if address else own
     options |= {"include_dashboard": None if address else False, "log_to_driver": False, "logging_level": logging.ERROR}
     try:
         ray.init(**options)
@@ -151,7 +175,7 @@ def run_units(units: Sequence[Unit], settings: dict[str, Any], listener: Listene
             run at a time.
         listener: hears of progress.
     """
-    outcome, suspects = Outcome(), Counter[str]()
+    outcome, suspects, tries = Outcome(), Counter[str](), Counter[str]()
     waiting = queue(units)
     attempt = 0
     while waiting and not outcome.interrupted and not outcome.unwritable():
@@ -162,6 +186,7 @@ def run_units(units: Sequence[Unit], settings: dict[str, Any], listener: Listene
         crashed = _fit(batch, settings, watch, attempt)
         settled = watch.settled()
         if crashed:
+            _check_alive()
             suspects.update(watch.running())
             if alone and batch[0].name not in settled:
                 outcome.out_of_memory.append(batch[0])
@@ -169,7 +194,28 @@ def run_units(units: Sequence[Unit], settings: dict[str, Any], listener: Listene
         elif len(settled) < len(batch):
             outcome.interrupted = True
         waiting = [unit for unit in waiting if unit.name not in settled]
+        for unit in outcome.locked(batch):
+            tries[unit.name] += 1
+            if tries[unit.name] < TRIES_TO_LOCK:
+                outcome.forget(unit)
+                waiting.append(unit)
     return outcome
+
+
+def _check_alive() -> None:
+    """Tells the end of one Tuner from the end of the cluster.
+
+    Raises:
+        Infrastructure: if no node answers.
+    """
+    import ray
+
+    try:
+        alive = [node for node in ray.nodes() if node["Alive"]] if ray.is_initialized() else []
+    except Exception as error:  # a client without its cluster raises many kinds
+        raise Infrastructure(f"the cluster is gone ({type(error).__name__}); a rerun goes on") from error
+    if not alive:
+        raise Infrastructure("the cluster is gone; a rerun goes on")
 
 
 class Watch:

@@ -20,6 +20,8 @@ class UnitTrial:
     values: dict[str, Any] = field(default_factory=dict)
     keep: list[str] = field(default_factory=list)
     """Checkpoints to keep for other trials."""
+    screen: str = ""
+    """The early-stopping rule with its thresholds, as text."""
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ class Order:
     keep: list[str]
     memory: int | None
     time: float | None
+    screen: str = ""
 
 
 class Warm:
@@ -171,6 +172,7 @@ class Warm:
             os._exit(code)
 
     def _trial(self, order: Order, spec: Any, halted: Callable[[], bool]) -> int:
+        from harness.screening import Screen
         from harness.training.loop import Interrupted
         from harness.training.trial import run_trial
 
@@ -187,6 +189,7 @@ class Warm:
                     attempt,
                     values=order.values,
                     keep=order.keep,
+                    screen=Screen.from_json(order.screen) if order.screen else None,
                     commit_every=self.commit_every,
                     halt=halt,
                 )

@@ -8,8 +8,12 @@ from typing import Any
 
 from ray import tune
 
+from harness.recording.records import Status, TrialRecords
 from harness.running.children import WarmHandle
 from harness.running.units import Unit
+
+OVER = (Status.FINISHED, Status.DIVERGED, Status.FAILED)
+"""How a trial ends for good under one code: the survey hands none of these out, so a try of the same unit wrote it."""
 
 
 class UnitLost(RuntimeError):
@@ -65,6 +69,7 @@ class Worker(tune.Trainable):
         """
         warm = self._handle()
         if self._running is None:
+            self._pass_over_done()
             self._start_next(warm)
         step = 0
         for event in warm.events(self._settings["report_every"]):
@@ -74,6 +79,14 @@ class Worker(tune.Trainable):
                 self._end(event)
                 self._start_next(warm)
         return {"done": self._running is None, "running": self._running or "", "at": step, "ended": self._ended}
+
+    def _pass_over_done(self) -> None:
+        """Leaves out what an earlier try of this unit has finished: a worker that died takes its unit up from the start."""
+        for trial in list(self._waiting):
+            result = TrialRecords(Path(self._settings["results"]), trial.hash).result()
+            if result is not None and result.status in OVER and result.code == trial.code:
+                self._waiting.remove(trial)
+                self._ended[trial.hash] = result.status.value, result.ended - result.started
 
     def _start_next(self, warm: WarmHandle) -> None:
         if self._waiting:

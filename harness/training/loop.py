@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import pickle
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from harness.composition import Composition
 from harness.method import State
 from harness.probe import Probe
 from harness.recording.records import CHECKPOINT, WEIGHTS, Attempt, finite
+from harness.screening import Screen
 from harness.task import Objective, Task, Workload
 from harness.training.horizon import steps_to_best
 
@@ -29,6 +31,10 @@ class Diverged(Exception):
 
 class Interrupted(Exception):
     """The trial was asked to stop: it has committed and goes on from there another time."""
+
+
+class Screened(Exception):
+    """An early-stopping rule does not accept the trial: it has committed and could go on from there."""
 
 
 @dataclass
@@ -92,6 +98,8 @@ class Training:
     """What the probes measured last."""
     keep: Sequence[str] = ()
     """Checkpoints that stay for trials that start from them."""
+    screen: Screen | None = None
+    """The rule that may stop the trial early: no part of its identity, for it changes no number of a trial that goes on."""
     digest: str = ""
     """Of the weights after the last step: equal digests are equal bits."""
 
@@ -163,7 +171,10 @@ def pack(content: dict[str, Any]) -> bytes:
 
 def unpack(content: bytes) -> dict[str, Any]:
     """A checkpoint from bytes, on the CPU: plain tensors and numbers only."""
-    loaded: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    try:
+        loaded: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError("the checkpoint is refused: found something else than plain tensors and numbers") from error
     return loaded
 
 
@@ -176,18 +187,13 @@ def weights_digest(model: nn.Module) -> str:
     return sha.hexdigest()[:16]
 
 
-def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Where every chain of `parameter_groups` starts: all trainable parameters in one group."""
-    return [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}]
-
-
 def build_optimizer(method: Composition, state: State) -> torch.optim.Optimizer:
     """The optimizer of a trial in its present phase, or of a client's visit.
 
     Raises:
         ValueError: if the phase names an optimizer that a method owns.
     """
-    groups = method.parameter_groups(parameter_groups(state.model), state.recipe)
+    groups = method.parameter_groups(state.workload.parameter_groups(state.model), state.recipe)
     phase = state.recipe.phase(state.step)
     if phase != "method":
         owners = [getattr(part, "name", type(part).__name__) for part in method.methods if "optimizer" in part.owns]
@@ -266,9 +272,12 @@ def train(
     Raises:
         Diverged: if an objective is not finite.
         Interrupted: if `halt`, told of each step taken, answered true; everything so far is committed.
+        Screened: if the trial has a rule that does not accept it; everything so far is committed.
     """
     state, length = training.state, training.state.recipe.length
     committed = time.monotonic()
+    if training.screen and state.step >= training.screen.step(length):
+        _decide(training, training.screen)
     while state.step < length:
         probes = _due(training, state.step + 1)
         for probe in probes.values():
@@ -278,6 +287,8 @@ def train(
         training.clock.stop()
         _report(training, probes)
         _keep(training)
+        if training.screen and state.step == training.screen.step(length):
+            _decide(training, training.screen)
         halted = halt(state.step)
         if halted or time.monotonic() - committed >= commit_every:
             commit(training)
@@ -286,6 +297,14 @@ def train(
             raise Interrupted(f"stopped at step {state.step} of {length}")
     training.digest = weights_digest(state.model)
     return _test(training)
+
+
+def _decide(training: Training, screen: Screen) -> None:
+    """Lets a rule judge the trial by its committed records."""
+    commit(training)
+    records = training.attempt.trial.records()
+    if reason := screen.judge(records, training.state.recipe.length, training.state.recipe.lr):
+        raise Screened(reason)
 
 
 def _keep(training: Training) -> None:
@@ -362,7 +381,11 @@ def _evaluate(training: Training) -> dict[str, float]:
     if math.isfinite(score):
         training.scores.append((state.step, score))
     target = state.recipe.target
-    if target is not None and not training.reached and (score >= target if task.direction == "max" else score <= target):
+    if (
+        target is not None
+        and not training.reached
+        and (score >= target if task.direction == "max" else score <= target)
+    ):
         training.reached = {"steps_to_target": float(state.step), "time/to_target": training.clock.seconds}
     training.trajectory.append((state.step, metrics.get("val/loss", cost)))
     if task.select == "best" and math.isfinite(score) and training.method.selectable(state):
@@ -395,6 +418,11 @@ def _test(training: Training) -> dict[str, float]:
             with observe(model):
                 scores = workload.evaluate(model, split)
             metrics |= {f"{split}/{prefix}{name}": value for name, value in scores.items()}
+            if prefix:
+                metrics |= {
+                    f"{split}/{prefix}{name}_change": value - metrics[f"{split}/{name}"]
+                    for name, value in scores.items()
+                }
     return finite(metrics)
 
 
@@ -403,4 +431,6 @@ def _summary(training: Training) -> dict[str, float]:
     summary = {f"actions/{name}": total / count for name, (total, count) in training.acted.items()}
     probed = {name: value for probe in training.probes.values() for name, value in probe.finish(training.state).items()}
     summary |= training.probed | {f"probe/{name}": value for name, value in probed.items()}
-    return summary | training.reached | steps_to_best(training.trajectory) | training.workload.summarize(training.scores)
+    return (
+        summary | training.reached | steps_to_best(training.trajectory) | training.workload.summarize(training.scores)
+    )

@@ -21,10 +21,11 @@ from harness.method import Method, Ranks, State
 from harness.recording.environment import environment
 from harness.recording.records import ACTIONS, WEIGHTS, Attempt, RecordsError, Result, Status, TrialRecords
 from harness.registry import Registry
+from harness.screening import Screen
 from harness.streams import Streams
 from harness.task import FederatedWorkload, Task
 from harness.training import federation, loop
-from harness.training.loop import Diverged, Interrupted, Training
+from harness.training.loop import Diverged, Interrupted, Screened, Training
 from harness.training.starting import branch, load_weights, taken_start
 
 
@@ -36,6 +37,7 @@ def run_trial(
     values: dict[str, Any] | None = None,
     ranks: Ranks | None = None,
     keep: Sequence[str] = (),
+    screen: Screen | None = None,
     commit_every: float = 15.0,
     halt: Callable[[int], bool] = lambda step: False,
 ) -> Result:
@@ -49,6 +51,7 @@ def run_trial(
         values: what it takes from the trials that it requires, by path.
         ranks: the ranks of a data-parallel trial.
         keep: checkpoints to keep for other trials: `checkpoint@SHARE`, or `weights`.
+        screen: the early-stopping rule that may end it.
         commit_every: seconds between commits; the numbers do not depend on it.
         halt: told of each step taken; once it answers true, the trial commits and stops.
 
@@ -80,7 +83,7 @@ def run_trial(
     with settings(spec):
         try:
             training = set_up(spec.with_values(values or {}), registry, attempt, ranks)
-            training.keep = keep
+            training.keep, training.screen = keep, screen
             federated = isinstance(training.workload, FederatedWorkload)
             advance = federation.advance if federated else loop.advance
             metrics = loop.train(training, advance, commit_every=commit_every, halt=halt)
@@ -88,13 +91,19 @@ def run_trial(
             ended = result(Status.FINISHED, metrics)
         except Diverged as error:
             ended = result(Status.DIVERGED, reason=str(error))
+        except Screened as error:
+            seen: dict[str, float] = {}
+            for record in attempt.trial.records():
+                seen |= record.get("metrics", {})
+            mark = screen.mark if screen else ""
+            ended = dataclasses.replace(result(Status.SCREENED, seen, reason=str(error)), screening=mark)
         except (Interrupted, RecordsError, KeyboardInterrupt):
             raise
         except (MemoryError, torch.OutOfMemoryError) as error:
             ended = result(Status.OUT_OF_MEMORY, reason=_line(error))
         except Exception as error:
             ended = result(Status.FAILED, reason=_line(error), error=traceback.format_exc())
-    attempt.finish(ended)
+    attempt.finish(ended, keep_checkpoints=ended.status is Status.SCREENED)
     return ended
 
 

@@ -11,6 +11,7 @@ from tasks.models import library
 from tasks.models.initial import Init, initialise
 from tasks.models.small import ACTIVATIONS, Activation, cnn, mlp
 from tasks.models.transformers_small import GPTTiny, SentenceTiny, ViTTiny
+from tasks.unnormalised import Normalisation
 
 __all__ = [
     "ACTIVATIONS",
@@ -19,6 +20,7 @@ __all__ = [
     "GPTTiny",
     "ImageModel",
     "Init",
+    "Normalisation",
     "SentenceTiny",
     "ViTTiny",
     "cnn",
@@ -34,6 +36,7 @@ ImageModel = Literal[
     "mlp",
     "cnn",
     "vit_tiny",
+    "resnet_tiny",
     "alexnet",
     "resnet18",
     "resnet34",
@@ -48,6 +51,9 @@ ImageModel = Literal[
     "deit_tiny",
 ]
 """Models that take images."""
+
+SMALL = ("mlp", "cnn", "vit_tiny", "resnet_tiny")
+"""Models of any number of channels, with `width` and `depth`."""
 
 
 def dress(model: nn.Module, activation: str, init: str) -> nn.Module:
@@ -67,14 +73,16 @@ def image_model(
     stem: Literal["native", "small"] = "native",
     dropout: float | None = None,
     pretrained: bool = False,
+    normalisation: Normalisation = "library",
 ) -> nn.Module:
     """A model for images of a shape (channels, height, width), or for tables (features,), as its library gives it.
 
     Args:
-        width: units per layer of `mlp` (256), channels of `cnn` (32) or features of `vit_tiny` (64).
-        depth: hidden layers of `mlp` (2) or blocks of `vit_tiny` (4).
+        width: units per layer of `mlp` (256), channels of `cnn` (32) and `resnet_tiny` (16), features of `vit_tiny` (64).
+        depth: hidden layers of `mlp` (2), blocks of `vit_tiny` (4) or of each stage of `resnet_tiny` (1).
         stem: `small` keeps the resolution of small images in the first layers of convolutional networks.
         dropout, pretrained: of torchvision's models.
+        normalisation: of residual and mobile networks: without it, as `tasks.unnormalised` says.
 
     Raises:
         ValueError: if the model does not take what is asked.
@@ -84,7 +92,8 @@ def image_model(
     """
     if name not in library.VISION:
         _refuse(name, stem=stem != "native", dropout=dropout is not None, pretrained=pretrained)
-    if name not in ("mlp", "cnn", "vit_tiny"):
+        _refuse(name, normalisation=normalisation != "library" and name != "resnet_tiny")
+    if name not in SMALL:
         _refuse(name, width=width is not None, depth=depth is not None)
         if len(shape) != 3 or shape[0] != 3:
             raise ValueError(f"model: found {name}, which takes three channels, for samples of shape {shape}")
@@ -100,11 +109,21 @@ def image_model(
         return cnn(shape[0], shape[-1], width or 32, classes)
     if name == "vit_tiny":
         return ViTTiny(shape, classes, width or 64, depth or 4, 4, "relu")
+    if name == "resnet_tiny":
+        return library.resnet_tiny(shape[0], classes, width or 16, depth or 1, normalisation)
     if name == "densenet_bc_100":
         return library.densenet_bc_100(shape[-1], classes)
     if name == "deit_tiny":
         return library.deit(shape[-1], classes, patch=16 if shape[-1] > 64 else 4)
-    return library.vision(name, shape[-1], classes, small_stem=stem == "small", dropout=dropout, pretrained=pretrained)
+    return library.vision(
+        name,
+        shape[-1],
+        classes,
+        small_stem=stem == "small",
+        dropout=dropout,
+        pretrained=pretrained,
+        normalisation=normalisation,
+    )
 
 
 def _refuse(model: str, **given: bool) -> None:

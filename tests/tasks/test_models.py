@@ -14,14 +14,19 @@ from tasks.models.call_sites import split_call_sites
 from tasks.models.initial import sinusoidal
 
 CALL_SITES = {
-    "alexnet": 7,
     "resnet18": 17,
-    "densenet121": 121,
     "mobilenet_v2": 35,
     "efficientnet_b0": 49,
-    "swin_t": 12,
 }
-SLOWER = {"resnet34": 33, "resnet50": 49, "efficientnet_v2_s": 102, "vit_b_16": 12}
+SLOWER = {
+    "swin_t": 12,
+    "densenet121": 121,
+    "alexnet": 7,
+    "resnet34": 33,
+    "resnet50": 49,
+    "efficientnet_v2_s": 102,
+    "vit_b_16": 12,
+}
 
 
 def calls(model: nn.Module, inputs: Tensor) -> dict[str, int]:

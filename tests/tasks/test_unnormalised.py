@@ -5,6 +5,8 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
+from harness.activations import gates
+from tasks.models import image_model
 from tasks.unnormalised import REMOVED, BranchScale, branches, unnormalise
 
 
@@ -43,7 +45,7 @@ def test_every_residual_branch_starts_at_zero(name: str, count: int) -> None:
     assert len(branches(build(name))) == count
     skip = unnormalise(build(name), "skip_init")
     scales = [module for module in skip.modules() if isinstance(module, BranchScale)]
-    assert len(scales) == count and all(float(scale.scale) == 0.0 for scale in scales)
+    assert len(scales) == count and all(scale.scale.item() == 0.0 for scale in scales)
 
 
 def test_skip_init_makes_blocks_the_identity_and_lets_them_learn() -> None:
@@ -72,3 +74,25 @@ def test_what_cannot_be_done_is_said() -> None:
         unnormalise(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), "fixup")
     model = build("resnet18")
     assert unnormalise(model, "library") is model and isinstance(model.bn1, nn.BatchNorm2d)
+
+
+def test_the_tiny_residual_network_is_he_s() -> None:
+    """ResNet-20 with convolutions as shortcuts has 272,474 parameters."""
+    model = image_model("resnet_tiny", (3, 32, 32), 10, depth=3)
+    assert sum(p.numel() for p in model.parameters()) == 272_474
+    assert len(gates(model)) == 1 + 9 * 2
+
+
+@pytest.mark.parametrize("name", ["resnet_tiny", "resnet18"])
+@pytest.mark.parametrize("normalisation", ["none", "none_with_biases", "skip_init", "fixup"])
+def test_models_by_name_leave_it_out(name: str, normalisation: str) -> None:
+    model = image_model(name, (3, 32, 32), 10, normalisation=normalisation)  # type: ignore[arg-type]
+    assert not any(isinstance(module, REMOVED) for module in model.modules())
+    outputs = model(torch.randn(2, 3, 32, 32))
+    assert outputs.shape == (2, 10)
+    assert bool((outputs == 0).all()) == (normalisation == "fixup"), "Fixup's classifier starts at 0"
+
+
+def test_a_model_that_has_none_refuses() -> None:
+    with pytest.raises(ValueError, match="normalisation: cnn has no such option"):
+        image_model("cnn", (3, 32, 32), 10, normalisation="none")

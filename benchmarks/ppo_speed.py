@@ -1,0 +1,137 @@
+"""Environment steps per CPU second of PPO: this harness, CleanRL's ppo.py and Stable-Baselines3, interleaved.
+
+    python benchmarks/ppo_speed.py --cleanrl PATH/TO/cleanrl/ppo.py --environment CartPole-v1 --steps 40000 --rounds 5
+
+The same hyper-parameters (CleanRL's defaults, 4 environments), one thread, evaluations left out of all three. CleanRL's file is
+run as it is from a checkout of your own, with its logging to TensorBoard replaced by nothing. Stable-Baselines3 is measured if
+it is installed. CPU seconds, so that what else the machine does hardly matters; each side has a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+TASKS = {"CartPole-v1": "cartpole/ppo", "Acrobot-v1": "acrobot/ppo", "MountainCar-v0": "mountaincar/ppo"}
+
+
+class Nothing:
+    """Stands for a writer to TensorBoard."""
+
+    def __init__(self, *arguments: Any) -> None: ...
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments, **settings: None
+
+
+def run_cleanrl(file: Path, environment: str, steps: int, seed: int) -> list[str]:
+    """The lines that CleanRL's script prints; its clock is the process's CPU time."""
+    tyro, board = types.ModuleType("tyro"), types.ModuleType("torch.utils.tensorboard")
+    tyro.cli = lambda cls: cls(total_timesteps=steps, env_id=environment, seed=seed, cuda=False)  # type: ignore[attr-defined]
+    board.SummaryWriter = Nothing  # type: ignore[attr-defined]
+    sys.modules |= {"tyro": tyro, "torch.utils.tensorboard": board}
+    import torch
+
+    torch.set_num_threads(1)
+    time.time = time.process_time
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(file.read_text(), str(file), "exec"), {"__name__": "__main__", "__file__": str(file)})
+    return printed.getvalue().splitlines()
+
+
+def cleanrl(file: Path, environment: str, steps: int, seed: int) -> float:
+    speeds = [line for line in run_cleanrl(file, environment, steps, seed) if line.startswith("SPS")]
+    return float(speeds[-1].split()[1])
+
+
+def run_harness(environment: str, steps: int, seed: int) -> dict[str, float]:
+    """The final metrics of a trial of ours, its clock the process's CPU time."""
+    from harness.identity import Part, TrialSpec
+    from harness.recording.records import Attempt
+    from harness.registry import Registry
+    from harness.training import loop
+    from harness.training.trial import run_trial
+
+    clock = types.SimpleNamespace(perf_counter=time.process_time, time=time.time, monotonic=time.monotonic)
+    loop.time = clock  # type: ignore[assignment]
+    recipe = {"env_steps": steps, "evaluate_every": 10**9}
+    spec = TrialSpec(TASKS[environment], {"evaluation_episodes": 1}, 1, [Part("adam")], recipe, {"init": seed})
+    with tempfile.TemporaryDirectory() as folder, Attempt(Path(folder), spec.hash, spec.to_json(), "b") as attempt:
+        result = run_trial(spec, Registry(), attempt)
+    assert result.status == "finished", result.error
+    return result.metrics
+
+
+def stable_baselines(environment: str, steps: int, seed: int) -> float:
+    import torch
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env
+
+    torch.set_num_threads(1)
+    settings = {"n_steps": 128, "batch_size": 128, "n_epochs": 4, "ent_coef": 0.01, "clip_range_vf": 0.2}
+    envs = make_vec_env(environment, n_envs=4, seed=seed)
+    model = PPO("MlpPolicy", envs, learning_rate=lambda left: 2.5e-4 * left, seed=seed, device="cpu", **settings)
+    started = time.process_time()
+    model.learn(steps)
+    return steps / (time.process_time() - started)
+
+
+def one(side: str, arguments: argparse.Namespace, seed: int) -> float:
+    """One side's environment steps per CPU second, in a process of its own."""
+    command = [sys.executable, __file__, "--side", side, "--environment", arguments.environment]
+    command += ["--steps", str(arguments.steps), "--seed", str(seed), "--cleanrl", str(arguments.cleanrl or "")]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    found = re.search(r"^speed (\S+)$", done.stdout, re.MULTILINE)
+    if not found:
+        raise SystemExit(f"{side}: {done.stderr[-2000:]}")
+    return float(found[1])
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--cleanrl", help="CleanRL's ppo.py, of a checkout of your own")
+    parser.add_argument("--environment", default="CartPole-v1", choices=sorted(TASKS))
+    parser.add_argument("--steps", type=int, default=40_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--side", choices=["harness", "cleanrl", "sb3"])
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    size = arguments.environment, arguments.steps, arguments.seed
+    if arguments.side == "harness":
+        print("speed", run_harness(*size)["time/env_steps_per_second"])
+    elif arguments.side == "cleanrl":
+        print("speed", cleanrl(Path(arguments.cleanrl), *size))
+    elif arguments.side == "sb3":
+        print("speed", stable_baselines(*size))
+    else:
+        sides = ["harness", *(["cleanrl"] if arguments.cleanrl else []), *(["sb3"] if find_spec("stable_baselines3") else [])]
+        speeds: dict[str, list[float]] = {side: [] for side in sides}
+        for seed in range(arguments.rounds):
+            for side in sides:
+                speeds[side].append(one(side, arguments, seed))
+        for side in sides:
+            ratios = [ours / theirs for ours, theirs in zip(speeds["harness"], speeds[side], strict=True)]
+            shown = ", ".join(f"{speed:.0f}" for speed in speeds[side])
+            print(f"{side:8} {statistics.median(speeds[side]):7.0f} steps per CPU second ({shown}); ", end="")
+            print(f"harness takes {1 / statistics.median(ratios):.2f} of its CPU time")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""Early-stopping rules fitted and compared on finished runs: thresholds at a recall, and what they keep, save and lose.
+
+A rule accepts a run by its early values (`harness.screening`); a run is a success by its final return. Thresholds have the
+best precision among those that reach a recall over the successes. They are judged on the runs that they were fitted on, and
+on runs held out: by seed, by learning rate, by environment.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.screening import QUANTITIES, Bounds, decide, quantities
+
+Protocol = Literal["in sample", "seed", "learning rate", "environment"]
+PROTOCOLS: tuple[Protocol, ...] = ("in sample", "seed", "learning rate", "environment")
+RECALLS = (0.5, 0.7, 0.8, 0.9)
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run: what a rule saw of it early, and what became of it."""
+
+    task: str
+    lr: float
+    seed: str
+    values: dict[str, float]
+    """Early values by quantity; what is missing is not accepted."""
+    final: float
+    """Final return; -inf for a run that diverged."""
+    success: bool
+    cost: float = 1.0
+    """What the whole run costs, in any unit."""
+
+    def group(self, protocol: Protocol) -> str:
+        """What it is held out with."""
+        groups = {"in sample": "", "seed": self.seed, "learning rate": repr(self.lr), "environment": self.task}
+        return groups[protocol]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What came of a rule. None means undefined: there was no success to recall, or nothing was accepted."""
+
+    rule: str
+    target: float
+    protocol: Protocol
+    precision: float | None
+    recall: float | None
+    saved: float | None
+    """Share of the compute that is saved by stopping what is not accepted."""
+    regret: float | None
+    """The best final return of a seed's runs minus the best of those kept, a mean over environments and seeds."""
+    interval: tuple[float, float] | None
+    """Of the precision: 95 %, bootstrap over learning rates and seeds."""
+    accepted: int = 0
+    runs: int = 0
+
+
+def fit(rule: str, runs: Sequence[Run], recall: float) -> Bounds | None:
+    """The thresholds with the best precision among those that reach a recall; of equals, those with more recall,
+    then the tighter ones.
+
+    Ends of intervals are values of successful runs: any other threshold can be moved to one and keeps the same successes
+    and no more failures. None if there is no success.
+
+    >>> runs = [Run("t", 0.1, "0", {"return": r}, r, r > 15) for r in (10.0, 20.0, 30.0)]
+    >>> fit("early_return", runs, recall=0.9)
+    {'return': (20.0, inf)}
+    """
+    names = quantities(rule)
+    success = np.array([run.success for run in runs], dtype=bool)
+    if not success.any():
+        return None
+    sides = [_sides(name, runs, success) for name in names]
+    best, reached = dict.fromkeys(names, (-math.inf, math.inf)), (-1.0, -1.0)
+    *outer, (inner_bounds, inner) = sides
+    for chosen in itertools.product(*(range(len(bounds)) for bounds, _ in outer)):
+        mask = np.ones(len(runs), dtype=bool)
+        for index, (_, masks) in zip(chosen, outer, strict=True):
+            mask = mask & masks[index]
+        accepted = inner & mask
+        hits, taken = (accepted & success).sum(axis=1), accepted.sum(axis=1)
+        recalls, precisions = hits / success.sum(), hits / np.maximum(taken, 1)
+        enough = np.flatnonzero(recalls >= recall - 1e-12)
+        if len(enough):
+            place = enough[np.lexsort((recalls[enough], precisions[enough]))[-1]]
+            score = float(precisions[place]), float(recalls[place])
+            if score > reached:
+                ends = [bounds[index] for index, (bounds, _) in zip(chosen, outer, strict=True)]
+                best, reached = dict(zip(names, [*ends, inner_bounds[place]], strict=True)), score
+    return best
+
+
+def _sides(name: str, runs: Sequence[Run], success: Bools) -> tuple[list[tuple[float, float]], Bools]:
+    """Candidate intervals of a quantity, and which runs each accepts: (candidates, runs)."""
+    values = np.array([run.values.get(name, math.nan) for run in runs])
+    ends = np.unique(values[success & ~np.isnan(values)]).tolist()
+    bounds = [(-math.inf, math.inf)]
+    if QUANTITIES[name].side == "high":
+        bounds += [(low, math.inf) for low in ends]
+    else:
+        bounds += [(low, high) for i, low in enumerate(ends) for high in ends[i:]]
+    return bounds, np.array([(values >= low) & (values <= high) for low, high in bounds])
+
+
+def accept(rule: str, runs: Sequence[Run], recall: float, protocol: Protocol) -> list[bool | None]:
+    """Whether each run is accepted by thresholds fitted without it; None where there was no success to fit on.
+
+    Thresholds are those of the run's own environment, but where that is held out: then of all others together.
+    """
+    accepted: list[bool | None] = [None] * len(runs)
+    tasks = sorted({run.task for run in runs})
+    for task, group in itertools.product(tasks, sorted({run.group(protocol) for run in runs})):
+        judged = [i for i, run in enumerate(runs) if run.task == task and run.group(protocol) == group]
+        if not judged:
+            continue
+        if protocol == "environment":
+            others = [run for run in runs if run.task != task]
+        else:
+            others = [r for r in runs if r.task == task and (protocol == "in sample" or r.group(protocol) != group)]
+        bounds = fit(rule, others, recall)
+        for index in judged:
+            accepted[index] = None if bounds is None else not decide(bounds, runs[index].values)
+    return accepted
+
+
+def judge(
+    rule: str, runs: Sequence[Run], recall: float, protocol: Protocol, at: float, resamples: int = 1000
+) -> Judgement:
+    """A rule at a recall under a protocol.
+
+    Args:
+        rule: as `oui` or `early_return + oui`.
+        runs: finished runs, with their early values.
+        recall: what the thresholds must reach where they are fitted.
+        protocol: what is held out.
+        at: the share of a run after which the rule decides.
+        resamples: of the bootstrap.
+    """
+    decided = accept(rule, runs, recall, protocol)
+    known = [i for i, taken in enumerate(decided) if taken is not None]
+    kept = [runs[i] for i in known]
+    taken = np.array([bool(decided[i]) for i in known], dtype=bool)
+    success = np.array([run.success for run in kept], dtype=bool)
+    if not success.any():
+        return Judgement(rule, recall, protocol, None, None, None, None, None, int(taken.sum()), len(kept))
+    cost = np.array([run.cost for run in kept])
+    hits = int((taken & success).sum())
+    precision = hits / int(taken.sum()) if taken.any() else None
+    return Judgement(
+        rule=rule,
+        target=recall,
+        protocol=protocol,
+        precision=precision,
+        recall=hits / int(success.sum()),
+        saved=float((cost * ~taken).sum() / cost.sum() * (1 - at)),
+        regret=_regret(kept, taken),
+        interval=_interval(kept, taken, success, resamples) if precision is not None else None,
+        accepted=int(taken.sum()),
+        runs=len(kept),
+    )
+
+
+def _regret(runs: Sequence[Run], taken: Bools) -> float:
+    """Where none of a seed's runs is kept, its worst one stands for what is left; a diverged one counts as the worst."""
+    worst = min((run.final for run in runs if math.isfinite(run.final)), default=0.0)
+    losses = []
+    for place in sorted({(run.task, run.seed) for run in runs}):
+        own = [(max(r.final, worst), bool(t)) for r, t in zip(runs, taken, strict=True) if (r.task, r.seed) == place]
+        finals = [final for final, _ in own]
+        losses.append(max(finals) - max((final for final, was_kept in own if was_kept), default=min(finals)))
+    return math.fsum(losses) / len(losses)
+
+
+def _interval(runs: Sequence[Run], taken: Bools, success: Bools, resamples: int) -> tuple[float, float] | None:
+    """Learning rates and seeds are drawn with replacement; a run counts as often as both of its own were drawn."""
+    rng = np.random.default_rng(0)
+    lrs, seeds = sorted({run.lr for run in runs}), sorted({run.seed for run in runs})
+    lr_of = np.array([lrs.index(run.lr) for run in runs])
+    seed_of = np.array([seeds.index(run.seed) for run in runs])
+    found = []
+    for _ in range(resamples):
+        by_lr = np.bincount(rng.integers(len(lrs), size=len(lrs)), minlength=len(lrs))
+        by_seed = np.bincount(rng.integers(len(seeds), size=len(seeds)), minlength=len(seeds))
+        weight = by_lr[lr_of] * by_seed[seed_of] * taken
+        if weight.sum():
+            found.append(float((weight * success).sum() / weight.sum()))
+    if not found:
+        return None
+    low, high = np.quantile(found, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def curve(rule: str, runs: Sequence[Run]) -> list[tuple[float, float]]:
+    """Precision by recall, in sample: one point for each number of successes that can be recalled."""
+    successes = sum(run.success for run in runs)
+    points = []
+    for count in range(1, successes + 1):
+        judged = judge(rule, runs, count / successes, "in sample", 0.0, resamples=0)
+        if judged.precision is not None and judged.recall is not None:
+            points.append((judged.recall, judged.precision))
+    return points
+
+
+def compare_rules(
+    runs: Sequence[Run],
+    rules: Iterable[str] = ("oui", "early_return", "early_return + oui", "clip_fraction", "kl", "flips", "lr"),
+    recalls: Sequence[float] = RECALLS,
+    at: float = 0.1,
+    resamples: int = 1000,
+) -> list[Judgement]:
+    """Every rule at every recall under every protocol; holding out an environment needs two of them."""
+    several = len({run.task for run in runs}) > 1
+    return [
+        judge(rule, runs, recall, protocol, at, resamples)
+        for rule, recall, protocol in itertools.product(rules, recalls, PROTOCOLS)
+        if several or protocol != "environment"
+    ]

@@ -1,0 +1,125 @@
+"""The runs of a grid as calibration takes them, thresholds for another grid, and the table of rules."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from rich.table import Table
+
+from harness.judging.calibration import Judgement, Run, fit
+from harness.recording.grids import submissions
+from harness.recording.records import Results, Status
+from harness.screening import RULES, Bounds, Screening, read
+
+EVERY_RULE = " + ".join(RULES)
+FINAL = "train/return_last_tenth"
+"""The final return: the mean over episodes of the last tenth of the steps."""
+
+SOLVED = {"cartpole/ppo": 475.0, "acrobot/ppo": -100.0, "lunarlander/ppo": 200.0, "mountaincar/ppo": -110.0}
+"""Gymnasium's reward thresholds."""
+
+
+def runs_of_grid(results: Results, grid: str, at: float, success: str = "relative") -> list[Run]:
+    """The finished and diverged runs of a grid's last submission.
+
+    Args:
+        results: the results folder.
+        grid: the grid's name.
+        at: the share of training after which early values are read.
+        success: `relative`, at least the best mean over seeds of a learning rate less a tenth of its size; `solved`, at
+            least Gymnasium's threshold.
+
+    Raises:
+        ValueError: if the grid was never run here.
+    """
+    found = submissions(results, grid)
+    if not found:
+        raise ValueError(f"thresholds.from: found {grid!r}, which has no runs in {results.folder}; run that grid first")
+    runs = []
+    for trial in found[-1].trials():
+        records = results.trial(trial.hash)
+        result = records.result()
+        if result is None or result.status not in (Status.FINISHED, Status.DIVERGED):
+            continue
+        recipe = trial.spec["recipe"]
+        until = max(1, round(at * int(recipe.get("rounds") or recipe["steps"])))
+        values = read(EVERY_RULE, records.records(), until, float(recipe["lr"]))
+        final = result.metrics.get(FINAL, -math.inf)
+        runs.append(Run(trial.task_label, float(recipe["lr"]), trial.seed, values, final, False, _cost(result.metrics)))
+    return label(runs, success)
+
+
+def _cost(metrics: dict[str, float]) -> float:
+    return metrics.get("time/train_seconds", 1.0)
+
+
+def label(runs: Sequence[Run], success: str = "relative") -> list[Run]:
+    """The runs with their successes marked."""
+    bars: dict[str, float] = {}
+    for task in {run.task for run in runs}:
+        if success == "solved":
+            bars[task] = SOLVED[task]
+            continue
+        by_lr: dict[float, list[float]] = defaultdict(list)
+        for run in runs:
+            if run.task == task:
+                by_lr[run.lr].append(run.final)
+        best = max(sum(finals) / len(finals) for finals in by_lr.values())
+        bars[task] = best - 0.1 * abs(best) if math.isfinite(best) else math.inf
+    return [replace(run, success=run.final >= bars[run.task]) for run in runs]
+
+
+def fitted(screening: Screening, tasks: Sequence[str], results: Results) -> Screening:
+    """A grid's screening with its thresholds: fitted on the runs of the grid that it names, by task.
+
+    Raises:
+        ValueError: if that grid has no successful run of a task.
+    """
+    if not screening.source:
+        return screening
+    runs = runs_of_grid(results, screening.source, screening.at)
+    thresholds: dict[str, Bounds] = {}
+    for task in tasks:
+        bounds = fit(screening.rule, [run for run in runs if run.task == task], screening.recall)
+        if bounds is None:
+            raise ValueError(
+                f"thresholds.from: found {screening.source!r}, which has no successful run of {task} to fit thresholds on"
+            )
+        thresholds[_literal(task)] = bounds
+    return replace(screening, thresholds=thresholds)
+
+
+def _literal(name: str) -> str:
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+def table(judgements: Sequence[Judgement]) -> Table:
+    """The rules at matched recall."""
+    shown = Table(title="Early-stopping rules at matched recall")
+    for column in (
+        "rule",
+        "recall at least",
+        "held out",
+        "precision",
+        "95 % interval",
+        "recall",
+        "saved",
+        "regret",
+        "kept",
+    ):
+        shown.add_column(column, justify="left" if column in ("rule", "held out") else "right")
+    for one in judgements:
+        interval = "" if one.interval is None else f"{one.interval[0]:.2f} to {one.interval[1]:.2f}"
+        held_out = "nothing" if one.protocol == "in sample" else one.protocol
+        cells: list[Any] = [one.rule, f"{one.target:g}", held_out, _number(one.precision), interval]
+        cells += [_number(one.recall), _number(one.saved), _number(one.regret), f"{one.accepted}/{one.runs}"]
+        shown.add_row(*cells)
+    return shown
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3g}"

@@ -1,0 +1,361 @@
+"""The figures of a report: SVG that takes its colours from the page, with a text alternative and the data behind it.
+
+Drawn by matplotlib, then freed of everything that a strict content policy forbids or that would clash with another figure in
+the same page: style attributes become presentation attributes and classes, ids get a prefix. Nothing in it is a script.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import math
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+
+SERIES = 8
+"""Methods that one figure tells apart; the others are in its data."""
+
+INK = "#0a0b0c"
+"""What becomes the colour of the text."""
+
+COLOURS = [f"#c0ffe{index}" for index in range(SERIES)]
+"""What becomes the colours of the page's palette."""
+
+DASHES: list[Any] = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 2))]
+MARKERS = "osD^vPX*"
+
+SVG = "http://www.w3.org/2000/svg"
+LINK = "{http://www.w3.org/1999/xlink}href"
+
+WIDTH, HEIGHT = 4.7, 2.9
+"""Inches at 72 to the inch: readable on a phone without zooming."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method in a figure, with the bounds of its band where there are any."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    colour: int = 0
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What the page shows: pictures with their text, and the data that they were drawn from."""
+
+    title: str
+    text: str
+    """What a reader who does not see it is told."""
+    svgs: list[str]
+    columns: list[str]
+    rows: list[list[Any]]
+    legend: list[tuple[int, str]]
+    """Colour and label of each series."""
+
+    @property
+    def data_uri(self) -> str:
+        """The data as a CSV file inside a link."""
+        text = csv_text(self.columns, self.rows)
+        return "data:text/csv;charset=utf-8;base64," + base64.b64encode(text.encode()).decode()
+
+
+def csv_text(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Rows as CSV. A text that a spreadsheet would take for a formula has an apostrophe in front.
+
+    >>> csv_text(["a"], [["=1+1"], [-0.5]])
+    "a\\r\\n'=1+1\\r\\n-0.5\\r\\n"
+    """
+    stream = io.StringIO()
+    writer = csv.writer(stream)
+    writer.writerow([harmless(name) for name in columns])
+    writer.writerows([harmless(cell) for cell in row] for row in rows)
+    return stream.getvalue()
+
+
+def harmless(cell: Any) -> Any:
+    """A cell as a spreadsheet may have it: no text is a formula, also not behind white space.
+
+    >>> harmless("@SUM(A1)"), harmless(" =1"), harmless(-1.5), harmless("adamw")
+    ("'@SUM(A1)", "' =1", -1.5, 'adamw')
+    """
+    if isinstance(cell, float):
+        return "" if math.isnan(cell) else float(f"{cell:.6g}")
+    if not isinstance(cell, str):
+        return cell
+    text = cell.replace("\x00", "")
+    starts = text.lstrip(" \t\r\n\v\f\xa0\ufeff")[:1]
+    return f"'{text}" if starts in tuple("=+-@|%＝＋－＠") or text[:1] in ("\t", "\r", "\n") else text
+
+
+def plain(text: str, limit: int = 30) -> str:
+    """A label without characters that XML has no place for, shortened in the middle.
+
+    >>> plain("a\\x00b" + "c" * 40, 12)
+    'abccc…cccccc'
+    """
+    kept = "".join(c for c in " ".join(text.split()) if c.isprintable() and c not in "\ufffe\uffff")
+    half = limit // 2
+    return kept if len(kept) <= limit else f"{kept[: half - 1]}…{kept[-(limit - half) :]}"
+
+
+@contextmanager
+def canvas(width: float = WIDTH, height: float = HEIGHT, left: float = 0.13) -> Iterator[tuple[Canvas, Axes]]:
+    """An empty figure with one pair of axes in the page's ink."""
+    import matplotlib
+    from matplotlib.figure import Figure as Canvas
+
+    style: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "report",
+        "text.parse_math": False,
+        "font.size": 9,
+        "axes.linewidth": 0.6,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": 9,
+        "path.simplify": False,
+        "axes.formatter.use_mathtext": False,
+        "axes.unicode_minus": True,
+        **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+    }
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # glyphs that matplotlib's own font lacks: the page's has them
+        figure = Canvas(figsize=(width, height), dpi=72)
+        axes = figure.add_axes((left, 0.17, 0.98 - left, 0.79))
+        axes.set_facecolor("none")
+        figure.patch.set_visible(False)
+        axes.grid(True, color=INK, alpha=0.12, linewidth=0.5)
+        axes.set_axisbelow(True)
+        axes.locator_params(nbins=5)
+        yield figure, axes
+
+
+COUNTER = re.compile(r"-?\d+\.\d{2,}")
+
+
+def svg(figure: Canvas, title: str, text: str, key: str) -> str:
+    """The figure as an SVG element for a page.
+
+    Args:
+        figure: what to draw.
+        title: its short name, read out by a screen reader.
+        text: its description.
+        key: unlike that of every other figure in the page; ids begin with it.
+    """
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    root = ElementTree.fromstring(re.sub(r"<!DOCTYPE[^>]*>", "", stream.getvalue()))
+    parents = {child: parent for parent in root.iter() for child in parent}
+    for element in list(root.iter()):
+        if element.tag in (f"{{{SVG}}}metadata", f"{{{SVG}}}style"):
+            parents[element].remove(element)
+    used = {match for element in root.iter() for match in _references(element)}
+    for element in root.iter():
+        _clean(element, key, used)
+    for name in ("width", "height"):
+        root.attrib.pop(name, None)
+    root.attrib |= {"role": "img", "aria-labelledby": f"{key}-t {key}-d"}
+    for index, (tag, content) in enumerate((("title", title), ("desc", text))):
+        element = ElementTree.Element(f"{{{SVG}}}{tag}", {"id": f"{key}-{tag[0]}"})
+        element.text = plain(content, 4000)
+        root.insert(index, element)
+    ElementTree.register_namespace("", SVG)
+    return ElementTree.tostring(root, encoding="unicode").replace("\n", " ")
+
+
+def _references(element: ElementTree.Element) -> Iterator[str]:
+    if LINK in element.attrib:
+        yield element.attrib[LINK].removeprefix("#")
+    if match := re.match(r"url\(#(.+)\)", element.get("clip-path", "")):
+        yield match[1]
+
+
+def _clean(element: ElementTree.Element, key: str, used: set[str]) -> None:
+    attributes = element.attrib
+    if "id" in attributes:
+        name = attributes.pop("id")
+        if name in used:
+            attributes["id"] = f"{key}-{name}"
+    if LINK in attributes:
+        link = attributes.pop(LINK)
+        attributes["href"] = f"#{key}-{link[1:]}" if link.startswith("#") else link
+    if "clip-path" in attributes:
+        attributes["clip-path"] = attributes["clip-path"].replace("url(#", f"url(#{key}-")
+    for name in ("d", "x", "y", "transform"):
+        if name in attributes:
+            attributes[name] = COUNTER.sub(lambda found: f"{float(found[0]):.1f}", " ".join(attributes[name].split()))
+    classes = []
+    for part in attributes.pop("style", "").split(";"):
+        name, _, value = (piece.strip() for piece in part.partition(":"))
+        if name in ("fill", "stroke") and value in COLOURS:
+            classes.append(f"{name[0]}{COLOURS.index(value)}")
+        elif name == "font":
+            attributes["font-size"] = re.search(r"[\d.]+px", value)[0] if "px" in value else "9px"  # type: ignore[index]
+        elif name and name not in ("font-family", "stroke-miterlimit"):
+            attributes[name] = "currentColor" if value == INK else value
+    if element.tag == f"{{{SVG}}}text" and "fill" not in attributes:
+        attributes["fill"] = "currentColor"
+    if classes:
+        attributes["class"] = " ".join(classes)
+
+
+def scale(axes: Axes, values: Sequence[float], which: str, bounds: Sequence[float] = (), factor: float = 50.0) -> None:
+    """Limits for some values, on a logarithmic axis if they span a factor; bounds of intervals count as far as they are near."""
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    known = sorted(value for value in values if math.isfinite(value))
+    if not known:
+        return
+    low, high = known[0], known[-1]
+    if low > 0 and high / low > factor:
+        getattr(axes, f"set_{which}scale")("log")
+        axis = getattr(axes, f"{which}axis")
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        low, high = low / 1.3, high * 1.3
+    else:
+        span = (high - low) or abs(high) * 0.5 or 1.0
+        low = max([low - 1.5 * span, min([low, *bounds])])
+        high = min([high + 1.5 * span, max([high, *bounds])])
+        room = 0.06 * (high - low) or abs(high) * 0.05 or 1.0
+        low, high = low - room, high + room
+    getattr(axes, f"set_{which}lim")(low, high)
+
+
+def curves(lines: Sequence[Line], labels: tuple[str, str], title: str, text: str, key: str) -> str:
+    """Lines with their bands; the axes follow the lines, not the bands."""
+    with canvas() as (figure, axes):
+        for line in lines:
+            colour = COLOURS[line.colour % SERIES]
+            if len(line.low):
+                axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.16, linewidth=0)
+            marker = MARKERS[line.colour % SERIES] if len(line.x) < 12 else ""
+            dashes = DASHES[line.colour % SERIES]
+            axes.plot(line.x, line.y, color=colour, linewidth=1.4, linestyle=dashes, marker=marker, markersize=3)
+        scale(axes, [y for line in lines for y in line.y], "y")
+        axes.set_xlabel(labels[0])
+        axes.set_ylabel(plain(labels[1]))
+        return svg(figure, title, text, key)
+
+
+def sensitivity(lines: Sequence[Line], labels: tuple[str, str], names: Sequence[str], text: str, key: str) -> str:
+    """A score over the values of an axis; their places are equal where they are no numbers."""
+    with canvas() as (figure, axes):
+        for line in lines:
+            colour = COLOURS[line.colour % SERIES]
+            bars = [[y - low for y, low in zip(line.y, line.low, strict=True)]] if len(line.low) else []
+            bars += [[high - y for y, high in zip(line.y, line.high, strict=True)]] if bars else []
+            style = {"color": colour, "linewidth": 1.2, "marker": MARKERS[line.colour % SERIES], "markersize": 4}
+            axes.errorbar(line.x, line.y, yerr=bars or None, capsize=2, elinewidth=0.8, **style)  # type: ignore[arg-type]
+        bounds = [bound for line in lines for bound in (*line.low, *line.high)]
+        scale(axes, [y for line in lines for y in line.y], "y", bounds)
+        if names:
+            axes.set_xticks(range(len(names)), [plain(name, 12) for name in names])
+        else:
+            places = sorted({x for line in lines for x in line.x})
+            scale(axes, places, "x", factor=8.0)
+            if len(places) < 7:
+                axes.set_xticks(places, [f"{place:g}" for place in places])
+        axes.set_xlabel(plain(labels[0]))
+        axes.set_ylabel(plain(labels[1]))
+        return svg(figure, f"{labels[1]} over {labels[0]}", text, key)
+
+
+def scatter(points: Sequence[Line], labels: tuple[str, str], title: str, text: str, key: str) -> str:
+    """One mark for each method: what it costs, and what it reaches."""
+    with canvas() as (figure, axes):
+        for point in points:
+            bar = [[point.y[0] - point.low[0]], [point.high[0] - point.y[0]]] if len(point.low) else None
+            colour = COLOURS[point.colour % SERIES]
+            marker = MARKERS[point.colour % SERIES]
+            axes.errorbar(point.x, point.y, yerr=bar, color=colour, marker=marker, markersize=6, elinewidth=0.8)
+        bounds = [bound for point in points for bound in (*point.low, *point.high)]
+        scale(axes, [point.y[0] for point in points], "y", bounds)
+        scale(axes, [point.x[0] for point in points], "x")
+        axes.set_xlabel(labels[0])
+        axes.set_ylabel(plain(labels[1]))
+        return svg(figure, title, text, key)
+
+
+@dataclass(frozen=True)
+class Strip:
+    """The differences by seed of one contrast, with the interval of their centre."""
+
+    label: str
+    values: Sequence[float]
+    mean: float | None
+    low: float | None
+    high: float | None
+
+
+def strips(rows: Sequence[Strip], unit: str, title: str, text: str, key: str) -> str:
+    """Every difference as a mark, and the interval of their centre as a bar, on both sides of zero."""
+    height = 0.75 + 0.3 * len(rows)
+    with canvas(height=height, left=0.36) as (figure, axes):
+        axes.set_position((0.36, 0.5 / height, 0.61, 1 - 0.6 / height))
+        axes.axvline(0, color=INK, linewidth=0.8)
+        finite = [value for row in rows for value in row.values if math.isfinite(value)] or [0.0]
+        edges = min([0.0, *finite]), max([0.0, *finite])
+        for place, row in enumerate(rows):
+            known = [value for value in row.values if math.isfinite(value)]
+            axes.plot(known, [place] * len(known), "o", color=COLOURS[0], markersize=4, alpha=0.55)
+            low = edges[0] if row.low is None else row.low
+            high = edges[1] if row.high is None else row.high
+            axes.plot([low, high], [place, place], color=INK, linewidth=1.6)
+            if row.mean is not None:
+                axes.plot([row.mean], [place], "|", color=INK, markersize=10)
+        axes.set_yticks(range(len(rows)), [plain(row.label, 24) for row in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlabel(plain(unit, 44))
+        axes.locator_params(axis="x", nbins=5)
+        return svg(figure, title, text, key)
+
+
+def ranks(means: dict[str, float], groups: Sequence[Sequence[str]], title: str, text: str, key: str) -> str:
+    """Methods by mean rank; a bar joins those that cannot be told apart."""
+    height = 0.75 + 0.24 * len(means)
+    with canvas(height=height, left=0.36) as (figure, axes):
+        axes.set_position((0.36, 0.5 / height, 0.61, 1 - 0.6 / height))
+        for place, rank in enumerate(means.values()):
+            axes.plot([rank], [place], MARKERS[place % SERIES], color=COLOURS[0], markersize=6)
+        names = list(means)
+        for group in groups:
+            places = [names.index(name) for name in group]
+            rank = max(means[name] for name in group)
+            axes.plot([rank + 0.08] * 2, [min(places), max(places)], color=INK, linewidth=2.2, alpha=0.6)
+        axes.set_yticks(range(len(names)), [plain(name, 24) for name in names])
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_xlim(0.8, len(names) + 0.3)
+        axes.set_xlabel("mean rank over tasks (1 is the best)")
+        return svg(figure, title, text, key)
+
+
+def heat_map(layers: Sequence[str], steps: Sequence[float], table: Any, text: str, key: str) -> str:
+    """A measure by layer (rows, the first on top) and step (columns)."""
+    height = 0.95 + 0.22 * max(3, min(len(layers), 24))
+    with canvas(height=height, left=0.3) as (figure, axes):
+        axes.set_position((0.3, 0.5 / height, 0.56, 1 - 0.65 / height))
+        axes.grid(False)
+        image = axes.imshow(table, aspect="auto", interpolation="none", cmap="viridis")
+        bar = figure.colorbar(image, cax=figure.add_axes((0.885, 0.5 / height, 0.025, 1 - 0.65 / height)))
+        bar.outline.set_visible(False)
+        every = max(1, -(-len(layers) // 24))
+        axes.set_yticks(range(0, len(layers), every), [plain(layer, 18) for layer in layers[::every]])
+        places = sorted({0, (len(steps) - 1) // 2, len(steps) - 1})
+        axes.set_xticks(places, [f"{steps[place]:,.0f}" for place in places])
+        axes.set_xlabel("step")
+        return svg(figure, "by layer over training", text, key)

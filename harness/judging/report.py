@@ -1,0 +1,239 @@
+"""The report of a grid: one HTML page that needs nothing else, or its contents as Markdown, CSV or Parquet.
+
+The page loads nothing and runs nothing: its content policy allows one style sheet, named by its hash, and pictures inside the
+page. Every text that comes from a grid, a plugin or a traceback is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.judging.figures import Figure, csv_text
+from harness.judging.report_data import Findings, Row, TaskTable, gather, number, numbers, trial_table
+from harness.judging.report_figures import overall_figures, task_figures, verdict_figure
+from harness.judging.statistics import AGGREGATES
+from harness.judging.telling import difference
+from harness.judging.verdicts import Part, Verdict
+from harness.planning.plan import Plan
+from harness.recording.projection import literal
+from harness.recording.records import Results, write_atomically
+from harness.registry import Registry
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+FORMATS = {"html": "report.html", "markdown": "report.md", "csv": "report.csv", "parquet": "report.parquet"}
+
+SYMBOLS = {"supported": "✓", "contradicted": "✗", "undecided": "?"}
+
+ERRORS = 20
+"""Tracebacks that a page shows."""
+
+
+def write_report(plan: Plan, memory: Results, registry: Registry, form: str = "html", file: Path | None = None) -> Path:
+    """Writes the report of a grid and returns its file: `report.html` in the grid's folder unless given.
+
+    Args:
+        form: one of `FORMATS`; `csv` and `parquet` have one row for each trial.
+        file: where to write it.
+
+    Raises:
+        RecordsError: if it cannot be written.
+    """
+    findings = gather(plan, memory, registry)
+    target = file or memory.grid(plan.name) / FORMATS[form]
+    content: str | bytes
+    if form == "html":
+        content = html(findings, memory)
+        verdicts = [verdict.to_json() for verdict in findings.verdicts]
+        write_atomically(memory.grid(plan.name) / "verdicts.json", json.dumps(verdicts, indent=1))
+    elif form == "markdown":
+        content = markdown(findings)
+    elif form == "csv":
+        content = csv_text(*trial_table(findings))
+    else:
+        content = parquet(findings)
+    write_atomically(target, content)
+    target.chmod(0o644)  # a report is made to be handed on
+    return target
+
+
+def html(findings: Findings, memory: Results) -> str:
+    """The page."""
+    style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    overall, aggregates, missing = overall_figures(findings)
+    verdicts = [(verdict, verdict_figure(verdict, f"v{index}")) for index, verdict in enumerate(findings.verdicts)]
+    tasks = [(table, task_figures(findings, table, memory, f"t{index}")) for index, table in enumerate(findings.tables)]
+    return (
+        templates()
+        .get_template("report.html")
+        .render(
+            style=style,
+            digest=digest,
+            findings=findings,
+            plan=findings.plan,
+            verdicts=verdicts,
+            summary=summary(findings),
+            tasks=tasks,
+            overall=overall,
+            aggregates=aggregates,
+            missing=missing,
+            aggregate_names=list(AGGREGATES),
+            screening=list(screening(findings.verdicts)),
+            errors=ERRORS,
+            ended=ended(findings),
+        )
+    )
+
+
+@cache
+def templates() -> Environment:
+    """The templates with the filters that they use; everything is escaped unless it is markup."""
+    import jinja2
+    from markupsafe import Markup
+
+    found = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters |= {"number": number, "numbers": numbers, "difference": difference, "svg": Markup, "symbol": symbol}
+    found.filters["details"] = lambda part: list(details(part))
+    found.filters["mark"] = mark
+    return found
+
+
+def symbol(outcome: str) -> str:
+    """A mark that is told apart without colour."""
+    return SYMBOLS[outcome]
+
+
+def mark(row: Row) -> str:
+    """How a row compares with the baseline, in few characters."""
+    if not row.mark:
+        return ""
+    sign = {"better": "▲ better", "worse": "▼ worse"}.get(row.mark, row.mark)
+    return f"{sign} (p = {number(row.p, 2)})"
+
+
+def details(part: Part) -> Iterator[tuple[str, str]]:
+    """What a contrast says of how it came about, one line each."""
+    for name, value in part.details.items():
+        yield name, _told(value)
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_told(item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_told, value))
+    return number(value) if isinstance(value, float) else str(value)
+
+
+def screening(verdicts: Sequence[Verdict]) -> Iterator[list[str]]:
+    """What early measures are worth: one row for each task of a claim about precision or correlation."""
+    for verdict in verdicts:
+        if verdict.kind not in ("precision", "correlated"):
+            continue
+        for part in verdict.parts:
+            told = "; ".join(f"{name}: {value}" for name, value in details(part))
+            yield [verdict.sentence, part.label, str(verdict.outcome), difference(part), told]
+
+
+def summary(findings: Findings) -> str:
+    """The first line: how many claims have which verdict."""
+    outcomes = [str(verdict.outcome) for verdict in findings.verdicts]
+    if not outcomes:
+        return "The grid states no claim."
+    told = [f"{outcomes.count(name)} {name}" for name in SYMBOLS if name in outcomes]
+    return f"{len(outcomes)} claim{'s' if len(outcomes) > 1 else ''}: {', '.join(told)}."
+
+
+def ended(findings: Findings) -> str:
+    """When the last of the trials ended."""
+    last = max((result.ended for result in findings.results.values()), default=0.0)
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(last)) if last else "not run yet"
+
+
+def markdown(findings: Findings) -> str:
+    """The report as Markdown: all but the figures. Names and messages stand in code spans, so nothing in them is markup."""
+    plan = findings.plan
+    lines = [f"# {literal(plan.name)}", "", summary(findings), ""]
+    counts = ", ".join(f"{count} {name}" for name, count in findings.counts.items())
+    lines += [f"{len(plan.trials)} trials: {counts}; the last ended {ended(findings)}.", ""]
+    for verdict in findings.verdicts:
+        exploratory = " (exploratory)" if verdict.exploratory else ""
+        lines += [f"## {str(verdict.outcome).capitalize()}{exploratory}: {literal(verdict.sentence)}", ""]
+        lines += [literal("; ".join([verdict.reason, *verdict.exploratory])), ""]
+        rows = [[part.label, difference(part), part.unit, numbers(part.differences)] for part in verdict.parts]
+        lines += [*markdown_table(["contrast", "mean [interval]", "unit", "differences by seed"], rows), ""]
+    for table in findings.tables:
+        lines += [f"## {literal(table.task)}", "", *task_lines(table), ""]
+    if plan.left_out:
+        rows = [[left.task, left.method, left.reason] for left in plan.left_out]
+        lines += ["## Left out", "", *markdown_table(["task", "method", "because"], rows), ""]
+    if findings.trouble:
+        rows = [[t.status, str(len(t.trials)), t.reason, t.trials[0]] for t in findings.trouble]
+        lines += ["## Not finished", "", *markdown_table(["end", "trials", "reason", "for example"], rows), ""]
+    lines += ["## What it rests on", ""]
+    lines += [f"- {name}: {literal(value)}" for name, value in findings.facts.items()]
+    return "\n".join(lines) + "\n"
+
+
+def task_lines(table: TaskTable) -> list[str]:
+    """One task's table in Markdown."""
+    columns = [
+        "method",
+        f"{table.metric} ({table.better} is better)",
+        "95 % interval",
+        "seeds",
+        "not finished",
+        "train s",
+        "mark",
+    ]
+    rows = []
+    for r in table.rows:
+        interval = "" if r.low is None else f"[{number(r.low)}, {number(r.high)}]"
+        seconds = "" if r.seconds is None else number(r.seconds, 3)
+        rows.append([r.label, number(r.mean), interval, f"{r.finished}/{r.trials}", r.others, seconds, mark(r)])
+    return markdown_table(columns, rows) + ([f"\n{literal(table.note)}"] if table.note else [])
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table whose cells are taken literally."""
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    return lines + [f"| {' | '.join(literal(cell) for cell in row)} |" for row in rows]
+
+
+def parquet(findings: Findings) -> bytes:
+    """The trials as a Parquet file: numbers as numbers, everything else as text."""
+    import pyarrow
+    import pyarrow.parquet
+
+    columns, rows = trial_table(findings)
+    table = {}
+    for name, values in zip(columns, zip(*rows, strict=True), strict=True):
+        numeric = all(value is None or isinstance(value, int | float) for value in values)
+        kept = values if numeric else [None if value is None else str(value) for value in values]
+        whole = numeric and all(value is None or isinstance(value, int) for value in values)
+        kind = pyarrow.string() if not numeric else pyarrow.int64() if whole else pyarrow.float64()
+        table[name] = pyarrow.array(kept, kind)
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.table(table), sink)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+__all__ = ["FORMATS", "Figure", "html", "markdown", "parquet", "write_report"]

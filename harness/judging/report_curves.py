@@ -1,0 +1,114 @@
+"""Learning curves and measures by layer, read from the committed records of a few trials of each task."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.judging.evidence import Evidence
+from harness.judging.report_data import cell_trials
+from harness.judging.statistics import mean_interval
+from harness.recording.records import Results
+
+POINTS = 40
+"""Points that a curve is drawn with."""
+
+SECONDS = re.compile(r'"time/train_seconds": ([-+.\deE]+)')
+SUMMARIES = frozenset({"mean", "null", "min", "max"})
+"""Last parts of a probe's metrics that are no layer."""
+
+Track = dict[float, tuple[float, float]]
+"""A metric of one trial: by step, seconds of training and value."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric of one cell over training: mean over its seeds with Student's 95 % interval."""
+
+    steps: list[float]
+    seconds: list[float]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+    seeds: list[int]
+
+
+def read_tracks(memory: Results, hash: str, wanted: tuple[str, ...]) -> dict[str, Track]:
+    """The metrics of a trial whose names begin in one of some ways. Lines without them are not parsed."""
+    trial = memory.trial(hash)
+    commit = trial.commit()
+    found: dict[str, Track] = defaultdict(dict)
+    marks, timed = tuple(f'"{name}' for name in wanted), ""
+    for chunk in commit.chunks if commit else []:
+        for line in (trial.folder / chunk).read_text(encoding="utf-8").splitlines():
+            if "time/train_seconds" in line:
+                timed = line
+            if not any(mark in line for mark in marks):
+                continue
+            record = json.loads(line)
+            match = SECONDS.search(timed)
+            seconds = float(match[1]) if match else 0.0
+            for name, value in record.get("metrics", {}).items():
+                if name.startswith(wanted):
+                    found[name][record["step"]] = (seconds, value)
+    return found
+
+
+def cell_tracks(
+    memory: Results, evidence: Evidence, task: str, cell: str, wanted: tuple[str, ...]
+) -> list[dict[str, Track]]:
+    """The same for every trial of a cell that has started."""
+    return [read_tracks(memory, trial.hash, wanted) for trial in cell_trials(evidence, task, cell)]
+
+
+def curve(tracks: Sequence[Track]) -> Curve | None:
+    """The mean over seeds at the steps that at least half of them reached; None if there is no such step."""
+    started = [track for track in tracks if track]
+    by_step: dict[float, list[tuple[float, float]]] = defaultdict(list)
+    for track in started:
+        for step, pair in track.items():
+            by_step[step].append(pair)
+    steps = sorted(step for step, pairs in by_step.items() if 2 * len(pairs) >= len(started))
+    if not steps:
+        return None
+    kept = [steps[index] for index in thinned(len(steps))]
+    found = Curve(kept, [], [], [], [], [])
+    for step in kept:
+        seconds, values = zip(*by_step[step], strict=True)
+        mean, half = mean_interval(values)
+        found.seconds.append(float(np.mean(seconds)))
+        found.mean.append(mean)
+        found.low.append(mean - (half or 0.0))
+        found.high.append(mean + (half or 0.0))
+        found.seeds.append(len(values))
+    return found
+
+
+def thinned(count: int, most: int = POINTS) -> list[int]:
+    """Evenly spaced places, the first and the last among them.
+
+    >>> thinned(5, 3), thinned(2, 3)
+    ([0, 2, 4], [0, 1])
+    """
+    return sorted({round(place) for place in np.linspace(0, count - 1, min(count, most))})
+
+
+def layered(names: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Metrics of probes: those with a value for each of several layers, by measure, and those with one number.
+
+    >>> layered(["probe/oui/fc1", "probe/oui/fc2", "probe/oui/mean", "probe/loss"])
+    ({'probe/oui': ['probe/oui/fc1', 'probe/oui/fc2']}, ['probe/oui/mean', 'probe/loss'])
+    """
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        measure, _, layer = name.rpartition("/")
+        if layer not in SUMMARIES and measure != "probe":
+            groups[measure].append(name)
+    maps = {measure: layers for measure, layers in groups.items() if len(layers) > 1}
+    drawn = {name for layers in maps.values() for name in layers}
+    return maps, [name for name in names if name not in drawn and not name.endswith("/null")]

@@ -1,0 +1,348 @@
+"""What a report says, as plain data: scores by cell and by method, marks for real differences, ends that were no success."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from harness.claim import ClaimError
+from harness.judging.evidence import WORST, Curves, Evidence
+from harness.judging.figures import SERIES
+from harness.judging.paired import holm, ranked_failures, sign_flip_p, smallest_p
+from harness.judging.scores import Scores
+from harness.judging.statistics import mean_interval
+from harness.judging.verdicts import Verdict, judge_folder
+from harness.planning.plan import Plan, PlannedTrial
+from harness.recording.grids import submissions
+from harness.recording.records import Result, Results, Status
+from harness.registry import Registry
+
+
+@dataclass(frozen=True)
+class Row:
+    """A cell, or a method at its best cell, on one task."""
+
+    label: str
+    """The method, or the cell without its task."""
+    method: str
+    cell: str
+    mean: float | None
+    low: float | None
+    """Student's 95 % interval over seeds; None for a single one."""
+    high: float | None
+    finished: int
+    trials: int
+    worst: int
+    """Trials that diverged or ran out of memory or time."""
+    seconds: float | None
+    """Mean seconds of training."""
+    others: str = ""
+    """How the trials ended that did not finish: `1 diverged, 2 not run`."""
+    colour: int = 0
+    """In figures: the same in all of a grid with at most eight methods."""
+    chosen_from: int = 1
+    mark: str = ""
+    """Against the baseline: `better`, `worse`, `no difference shown`; empty for the baseline and where trials are missing."""
+    p: float | None = None
+    """Two-sided, after Holm over the methods of the task."""
+
+
+@dataclass(frozen=True)
+class TaskTable:
+    """All methods on one task, the best first."""
+
+    task: str
+    metric: str
+    better: str
+    baseline: str
+    rows: list[Row]
+    """Each method at its validation-best cell."""
+    cells: list[Row]
+    """Every cell, where a method has several."""
+    note: str
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Trials that ended in the same way."""
+
+    status: str
+    reason: str
+    error: str
+    trials: list[str]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a grid has found, with all that a report needs."""
+
+    plan: Plan
+    results: dict[str, Result]
+    evidence: Evidence
+    verdicts: list[Verdict]
+    tables: list[TaskTable]
+    trouble: list[Trouble]
+    counts: dict[str, int]
+    facts: dict[str, str] = field(default_factory=dict)
+    """Environment: what the numbers rest on."""
+
+
+def gather(plan: Plan, memory: Results, registry: Registry) -> Findings:
+    """All that a report says in numbers, from a plan and its results folder."""
+    results = memory.results(trial.hash for trial in plan.trials)
+    curves: Curves = lambda hash: memory.trial(hash).records()  # noqa: E731
+    evidence = Evidence(plan, results, curves)
+    counts = Counter(str(results[trial.hash].status) if trial.hash in results else "not run" for trial in plan.trials)
+    return Findings(
+        plan=plan,
+        results=results,
+        evidence=evidence,
+        verdicts=judge_folder(plan, memory, registry) if plan.claims.listed else [],
+        tables=[task_table(evidence, task) for task in evidence.tasks("*")],
+        trouble=troubles(plan, results),
+        counts=dict(counts.most_common()),
+        facts=facts(plan, memory, results),
+    )
+
+
+def task_table(evidence: Evidence, task: str) -> TaskTable:
+    """The methods on a task at their validation-best cells, each marked against the baseline.
+
+    The marks are two-sided exact paired tests by seed, corrected over the methods of the table (Holm).
+    """
+    metric = evidence.metric(task, "")
+    by_method = {name: evidence.cells(task, name) for name in evidence.plan.methods}
+    by_method = {name: cells for name, cells in by_method.items() if cells}
+    chosen = {name: evidence.best(task, cells, metric) for name, cells in by_method.items()}
+    baseline = next(iter(chosen))
+    rows = {}
+    for name, choice in chosen.items():
+        rows[name] = row(evidence, task, choice.best, name, len(choice.cells))
+    tests = {n: two_sided(c.scores.minus(chosen[baseline].scores)) for n, c in chosen.items() if n != baseline}
+    known = {name: found for name, found in tests.items() if found is not None}
+    adjusted = dict(zip(known, holm([p for p, _, _ in known.values()]), strict=True))
+    level = evidence.plan.claims.level
+    for name, p in adjusted.items():
+        mark = "no difference shown" if p > level else "better" if known[name][1] > 0 else "worse"
+        rows[name] = Row(**vars(rows[name]) | {"mark": mark, "p": p})
+    cells = [row(evidence, task, cell, cell.partition(" · ")[2]) for cells in by_method.values() for cell in cells]
+    return TaskTable(
+        task=task,
+        metric=metric,
+        better="lower" if evidence.own(task)[1] == "min" else "higher",
+        baseline=baseline,
+        rows=coloured(evidence, ordered(evidence, task, list(rows.values()))),
+        cells=ordered(evidence, task, cells) if len(cells) > len(rows) else [],
+        note=note(known, level, baseline),
+    )
+
+
+def note(tests: dict[str, tuple[float, float, int]], level: float, baseline: str) -> str:
+    """How the marks came about, and whether these seeds could have shown anything."""
+    if not tests:
+        return ""
+    told = f"Marks are against {baseline}: exact paired tests by seed, two-sided, {level:.0%} over the table (Holm)."
+    seeds = min(n for _, _, n in tests.values())
+    if 2 * smallest_p(seeds) * len(tests) > level:
+        told += f" {seeds} seeds are too few to show any difference among {len(tests) + 1} methods."
+    return told
+
+
+def two_sided(difference: Scores) -> tuple[float, float, int] | None:
+    """The p-value of no difference, the side, and the number of seeds; None where trials are missing."""
+    bounds = difference.bounds()
+    if not difference.complete or not len(bounds[0]):
+        return None
+    above, below = (float(sign_flip_p(ranked_failures(b))[side]) for side, b in enumerate(bounds))
+    return min(1.0, 2 * min(above, below)), 1.0 if above < below else -1.0, len(bounds[0])
+
+
+def row(evidence: Evidence, task: str, cell: str, label: str, chosen_from: int = 1) -> Row:
+    """One cell: mean and interval over the seeds that finished."""
+    metric = evidence.metric(task, "")
+    trials = cell_trials(evidence, task, cell)
+    ended = [evidence.results[trial.hash] for trial in trials if trial.hash in evidence.results]
+    finished = [result for result in ended if result.status is Status.FINISHED and metric in result.metrics]
+    values = [result.metrics[metric] for result in finished]
+    mean, half = mean_interval(values) if values else (None, None)
+    bounds = (None, None) if mean is None or half is None else (mean - half, mean + half)
+    statuses = [
+        str(evidence.results[trial.hash].status) if trial.hash in evidence.results else "not run" for trial in trials
+    ]
+    others = Counter(status for status in statuses if status != Status.FINISHED)
+    seconds = [r.metrics["time/train_seconds"] for r in finished if "time/train_seconds" in r.metrics]
+    return Row(
+        label=label,
+        method=evidence.trial(task, cell).method_label,
+        cell=cell,
+        mean=mean,
+        low=bounds[0],
+        high=bounds[1],
+        finished=len(finished),
+        trials=len(trials),
+        worst=sum(result.status in WORST for result in ended),
+        seconds=float(np.mean(seconds)) if seconds else None,
+        others=", ".join(f"{count} {status}" for status, count in others.most_common()),
+        chosen_from=chosen_from,
+    )
+
+
+def cell_trials(evidence: Evidence, task: str, cell: str) -> list[PlannedTrial]:
+    """All trials of a cell, whatever streams they vary."""
+    return [trial for trials in evidence.units_of(task, cell) for trial in trials]
+
+
+def ordered(evidence: Evidence, task: str, rows: list[Row]) -> list[Row]:
+    """The best first: fewer failures come before a better mean."""
+    sign = 1.0 if evidence.own(task)[1] == "min" else -1.0
+
+    def place(one: Row) -> tuple[float, float]:
+        return one.worst / one.trials, math.inf if one.mean is None else sign * one.mean
+
+    return sorted(rows, key=place)
+
+
+def coloured(evidence: Evidence, rows: list[Row]) -> list[Row]:
+    """Rows with the colours of their methods; by place, where a grid has more methods than there are colours."""
+    methods = evidence.plan.methods
+    few = len(methods) <= SERIES
+    places = [methods.index(row.method) if few else index for index, row in enumerate(rows)]
+    return [replace(row, colour=place % SERIES) for row, place in zip(rows, places, strict=True)]
+
+
+@dataclass(frozen=True)
+class ScoreMatrix:
+    """Scores from 0 (the worst run of a task) to 1 (the best) of the methods that share most tasks; a failure is `-inf`."""
+
+    tasks: list[str]
+    scores: dict[str, np.ndarray[Any, Any]]
+    """For each method (seeds, tasks); seeds that chose a cell are not in it."""
+    missing: list[str]
+    """Methods that are left aside because trials of theirs are missing."""
+
+
+def score_matrix(evidence: Evidence) -> ScoreMatrix:
+    """The scores of all methods over tasks, normalised task by task."""
+    places: dict[str, dict[str, Scores]] = defaultdict(dict)
+    for task in evidence.tasks("*"):
+        for method in evidence.plan.methods:
+            with suppress(ClaimError):  # left out of this task
+                chosen = evidence.best(task, evidence.cells(task, method), evidence.metric(task, ""))
+                places[method][task] = chosen.scores
+    known = {
+        name: found
+        for name, found in places.items()
+        if all(s.complete and (s.low == s.high).all() for s in found.values())
+    }
+    most = max((len(found) for found in known.values()), default=0)
+    methods = {name: found for name, found in known.items() if len(found) == most}
+    tasks = [task for task in evidence.tasks("*") if methods and all(task in found for found in methods.values())]
+    every = [found[task] for found in methods.values() for task in tasks]
+    judged = np.all([scores.judged for scores in every], axis=0) if every else np.zeros(0, dtype=bool)
+    table = {name: np.array([found[task].low[judged] for task in tasks]).T for name, found in methods.items()}
+    for column in range(len(tasks)):
+        values = np.concatenate([found[:, column] for found in table.values()])
+        finite = values[np.isfinite(values)]
+        low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
+        for found in table.values():
+            found[:, column] = (found[:, column] - low) / ((high - low) or 1.0)
+    return ScoreMatrix(tasks, table, [name for name in places if name not in known])
+
+
+def troubles(plan: Plan, results: dict[str, Result]) -> list[Trouble]:
+    """Trials that did not finish, those with the same end and traceback together; the most frequent first."""
+    groups: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for trial in plan.trials:
+        result = results.get(trial.hash)
+        if result is not None and result.status is not Status.FINISHED:
+            name = f"{trial.cell}, seed {trial.spec.seed_label} ({trial.hash})"
+            groups[str(result.status), result.reason, result.error[-6000:]].append(name)
+    found = [Trouble(*key, trials) for key, trials in groups.items()]
+    return sorted(found, key=lambda trouble: -len(trouble.trials))
+
+
+def facts(plan: Plan, memory: Results, results: dict[str, Result]) -> dict[str, str]:
+    """What the numbers rest on: command, commit, machine, versions, how many trials, of which code."""
+    found: dict[str, str] = {}
+    past = submissions(memory, plan.name)
+    environment: dict[str, Any] = past[-1].read("environment.json") if past else {}
+    if past:
+        found["Command"] = str(past[-1].about["command"])
+        found["Submissions"] = str(len(past))
+    git = environment.get("git") or {}
+    found["Commit"] = f"{git.get('commit', '')}{' with changes' if git.get('dirty') else ''}"
+    found["Machine"] = f"{environment.get('cpu', '')}, {environment.get('cores', '?')} cores" if environment else ""
+    found["System"] = str(environment.get("system", ""))
+    packages = environment.get("packages") or {}
+    found["Versions"] = ", ".join(
+        [f"python {environment.get('python', '?')}"] + [f"{name} {number}" for name, number in packages.items()]
+    )
+    stale = sum(trial.hash in results and results[trial.hash].code != trial.code for trial in plan.trials)
+    found["Results of other code"] = f"{stale} of {len(results)}" if stale else ""
+    seconds = sum(max(0.0, result.ended - result.started) for result in results.values())
+    found["Time of all trials"] = f"{seconds / 3600:.2f} hours"
+    tuned = sum(trial.tuning is not None for trial in plan.trials)
+    found["Trials of tuning, not reported"] = str(tuned) if tuned else ""
+    return {name: value for name, value in found.items() if value}
+
+
+def trial_table(findings: Findings) -> tuple[list[str], list[list[Any]]]:
+    """One row for each trial that is reported: what it is, how it ended, and every final metric."""
+    trials = findings.plan.reported
+    axes = sorted({name for trial in trials for name in trial.axes})
+    streams = sorted({name for trial in trials for name in trial.spec.seed})
+    known = [findings.results.get(trial.hash) for trial in trials]
+    metrics = sorted({name for result in known if result for name in result.metrics})
+    columns = [
+        "task",
+        "method",
+        "cell",
+        "hash",
+        *(f"seed.{name}" for name in streams),
+        *axes,
+        "status",
+        "reason",
+        *metrics,
+    ]
+    rows: list[list[Any]] = []
+    for trial, result in zip(trials, known, strict=True):
+        about = [trial.task_label, trial.method_label, trial.cell, trial.hash]
+        varied = [trial.spec.seed.get(name) for name in streams] + [text(trial.axes.get(name)) for name in axes]
+        end = [str(result.status), result.reason] if result else ["not run", ""]
+        scores = [result.metrics.get(name) if result else None for name in metrics]
+        rows.append([*about, *varied, *end, *scores])
+    return columns, rows
+
+
+def text(value: Any) -> Any:
+    """A value of an axis for a table: numbers stay, everything else becomes a text."""
+    return value if value is None or (isinstance(value, int | float) and not isinstance(value, bool)) else str(value)
+
+
+def numbers(values: Sequence[float | None], digits: int = 4) -> str:
+    """Numbers for a reader.
+
+    >>> numbers([0.123456, None, 1234.5])
+    '0.1235, none, 1234.5'
+    """
+    return ", ".join(number(value, digits) for value in values)
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number for a reader, with so many significant digits, and all those before the point.
+
+    >>> number(0.00012345), number(462.7333), number(float("-inf")), number(None)
+    ('0.0001234', '462.7', 'failed', 'none')
+    """
+    if value is None or math.isnan(value):
+        return "none"
+    if math.isinf(value):
+        return "failed" if value < 0 else "unbounded"
+    plain = f"{value + 0.0:.{digits}g}"  # no negative zero
+    return f"{value:.0f}" if "e+" in plain and abs(value) < 1e9 else plain

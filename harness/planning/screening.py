@@ -1,0 +1,86 @@
+"""The screening of a grid, as it is written.
+
+screening: {rule: oui, at: 0.1, thresholds: {critic: [0.3, 0.7], actor: 0.6}}
+screening: {rule: early_return, at: 0.1, thresholds: {"cartpole/*": {return: 60}, "acrobot/*": {return: -400}}}
+screening: {rule: early_return + oui, at: 0.1, thresholds: {from: oui-screening, recall: 0.8}}
+"""
+
+from __future__ import annotations
+
+import math
+from fnmatch import fnmatchcase
+from typing import Any
+
+from harness.options import nearest
+from harness.planning.entries import Choice
+from harness.planning.errors import Where, listed
+from harness.screening import RULES, Bounds, Screening, quantities
+
+NEIGHBOURS = ("asha", "median")
+"""Rules that compare a trial with others of the grid."""
+
+
+def check_screening(content: Any, where: Where, tasks: list[Choice]) -> Screening | None:
+    """The screening of a grid.
+
+    Raises:
+        GridError: for an unknown rule, a threshold that it has not, or a task without thresholds.
+    """
+    if content is None:
+        return None
+    if content.rule in NEIGHBOURS:
+        raise where.at("rule").error(
+            f"not yet: {content.rule}, which compares a trial with others; allowed: {listed(RULES)}"
+        )
+    try:
+        names = quantities(content.rule)
+    except ValueError as error:
+        raise where.at("rule").error(str(error).removeprefix("rule: ")) from None
+    written, place = content.thresholds, where.at("thresholds")
+    if "from" in written:
+        return _fitted(content, place)
+    if set(written) & set(names) or not all(isinstance(value, dict) for value in written.values()):
+        written = {"*": written}
+        bounds = {"*": _bounds(written["*"], names, place)}
+    else:
+        bounds = {glob: _bounds(own, names, place.at(glob)) for glob, own in written.items()}
+    for glob in bounds:
+        if not any(fnmatchcase(task.label, glob) for task in tasks):
+            raise place.at(glob).unknown(glob, "task of this grid", [task.label for task in tasks])
+    if missing := [task.label for task in tasks if not any(fnmatchcase(task.label, glob) for glob in bounds)]:
+        raise place.error(f"found none for {missing[0]}, allowed: thresholds for every task")
+    return Screening(content.rule, content.at, bounds)
+
+
+def _fitted(content: Any, where: Where) -> Screening:
+    written = content.thresholds
+    if extra := [name for name in written if name not in ("from", "recall")]:
+        raise where.at(extra[0]).unknown(extra[0], "field beside `from`", ["recall"])
+    recall = written.get("recall", 0.8)
+    if not isinstance(written["from"], str):
+        raise where.at("from").found(written["from"], "the name of a finished grid")
+    if isinstance(recall, bool) or not isinstance(recall, int | float) or not 0 < recall <= 1:
+        raise where.at("recall").found(recall, "a share above 0, at most 1")
+    return Screening(content.rule, content.at, source=written["from"], recall=float(recall))
+
+
+def _bounds(written: dict[str, Any], names: tuple[str, ...], where: Where) -> Bounds:
+    bounds: Bounds = {}
+    for name, value in written.items():
+        if name not in names:
+            raise where.at(name).error(f"found {name!r}, allowed: {listed(names)}{nearest(name, names)}")
+        bounds[name] = _interval(value, where.at(name))
+    if missing := [name for name in names if name not in bounds]:
+        raise where.error(f"found nothing for {missing[0]!r}, allowed: LOW, or [LOW, HIGH]; null leaves a side open")
+    return bounds
+
+
+def _interval(value: Any, where: Where) -> tuple[float, float]:
+    ends = value if isinstance(value, list) else [value, None]
+    numbers = [end for end in ends if end is not None]
+    if len(ends) != 2 or not all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
+        raise where.found(value, "LOW, or [LOW, HIGH]; null leaves a side open")
+    low, high = -math.inf if ends[0] is None else float(ends[0]), math.inf if ends[1] is None else float(ends[1])
+    if low > high:
+        raise where.found(value, "LOW below HIGH")
+    return low, high

@@ -1,0 +1,375 @@
+"""The report: harmless whatever its texts say, small, readable without seeing its figures, the same as the records."""
+
+import csv
+import hashlib
+import io
+import json
+import math
+import re
+import time
+from base64 import b64decode, b64encode
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from judging.made import ended, made_plan
+
+from harness.judging.figures import Line, csv_text, curves, harmless
+from harness.judging.report import html, markdown, parquet, write_report
+from harness.judging.report_data import Findings, gather, trial_table
+from harness.planning.plan import LeftOut, Plan
+from harness.recording.grids import open_submission
+from harness.recording.overview import grid_content, read_report
+from harness.recording.records import Attempt, Result, Results, Status
+from harness.registry import Registry
+from harness.running.driver import submitted
+
+VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
+TAGS = (
+    "html head title style body header main nav section article figure figcaption h1 h2 h3 p ul li a div span details "
+    "summary table caption thead tbody tr th td dl dt dd pre svg g path text desc defs use image rect clippath"
+)
+ALLOWED = VOID | set(TAGS.split())
+"""Elements that the page is made of: none of them can run or load anything."""
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</style><img src=x onerror=alert(1)>",
+    "\" onmouseover=\"alert(1)' x='",
+    "{{ 7*7 }}{% raw %}",
+    "javascript:alert(1)",
+    "=cmd|' /C calc'!A0",
+    "]]><svg onload=alert(1)>",
+    "$\\frac{1}{0}$ | ` | \x1b[31m \u202e \x00 \ud800".encode("utf-8", "replace").decode(),
+    "&lt;b&gt;",
+]
+
+
+class Page(HTMLParser):
+    """A strict reader: every element is closed by its own end tag, in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        names = [name for name, _ in attrs]
+        assert len(names) == len(set(names)), (tag, names)
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open[-1] == tag, (tag, self.open[-3:])
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def check_harmless(text: str) -> Page:
+    """Nothing in the page runs or loads, and every id is there once."""
+    page = Page(text)
+    ids: list[str] = []
+    for tag, attributes in page.tags:
+        assert tag in ALLOWED, tag
+        for name, value in attributes.items():
+            assert not name.startswith("on") and name not in ("style", "srcdoc", "action", "formaction"), (tag, name)
+            if name in ("href", "src"):
+                assert value is not None and re.match(r"#|data:text/csv|data:image/png", value), (tag, value)
+        if "id" in attributes:
+            ids.append(str(attributes["id"]))
+    assert len(ids) == len(set(ids))
+    links = {str(a["href"])[1:] for _, a in page.tags if str(a.get("href", "")).startswith("#")}
+    assert links <= set(ids)
+    return page
+
+
+def findings(plan: Plan, results: dict[str, Result], folder: Path) -> tuple[Findings, Results]:
+    """A results folder with these results."""
+    memory = Results(folder)
+    for hash, result in results.items():
+        file = memory.trial(hash).folder / "result.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(asdict(result)))
+    return gather(plan, memory, Registry()), memory
+
+
+def scores(plan: Plan, seed: int = 0) -> dict[str, Any]:
+    """A score for every trial; the cells differ a little."""
+    generator = np.random.default_rng(seed)
+    cells = list(dict.fromkeys(trial.cell for trial in plan.trials))
+    each = len(plan.trials) // len(cells)
+    return {cell: 0.5 + 0.02 * index + 0.05 * generator.normal(size=each) for index, cell in enumerate(cells)}
+
+
+def write_curves(plan: Plan, memory: Results, points: int, layers: tuple[str, ...] = ()) -> None:
+    """Learning curves for the trials that have none."""
+    for number, trial in enumerate(plan.trials):
+        result = memory.trial(trial.hash).result()
+        with Attempt(memory.folder, trial.hash, trial.spec.to_json(), "c") as attempt:
+            for point in range(points):
+                value = 1 - math.exp(-point / 10) + 0.01 * (number % 7)
+                metrics = {"val/accuracy": value, "time/train_seconds": 0.1 * point}
+                metrics |= {f"probe/oui/{layer}": value * index for index, layer in enumerate(layers)}
+                attempt.record({"step": point * 5, "time": 1.0, "metrics": metrics})
+            assert result is not None
+            attempt.finish(replace(result, steps=100))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Findings, Results]:
+    plan = made_plan(
+        [{"better": "a", "than": "b"}, {"not_worse": "b", "than": "a", "margin": 5}],
+        tasks=("t", "u", "v"),
+        methods=("a", "b", "c"),
+        axes={"a": [0.1, 0.01, 0.001]},
+        seeds=6,
+    )
+    plan.left_out.append(LeftOut("t", "d", "d needs clients"))
+    results = ended(plan, scores(plan), time__train_seconds={cell: 1 + v for cell, v in scores(plan, 1).items()})
+    diverged = plan.trials[-1]
+    results[diverged.hash] = Result(diverged.hash, Status.DIVERGED, "c", reason="loss is nan", started=1, ended=2)
+    _, memory = findings(plan, results, tmp_path_factory.mktemp("small"))
+    write_curves(plan, memory, 12, ("first", "second", "mean"))
+    return gather(plan, memory, Registry()), memory
+
+
+@pytest.fixture(scope="module")
+def page_text(small: tuple[Findings, Results]) -> str:
+    return html(*small)
+
+
+def test_every_section_is_there_and_the_page_is_well_formed(page_text: str) -> None:
+    page = check_harmless(page_text)
+    shown = " ".join(page.texts)
+    for part in (
+        "Verdicts",
+        "All tasks",
+        "Left out",
+        "d needs clients",
+        "Not finished",
+        "loss is nan",
+        "Learning curves",
+    ):
+        assert part in shown
+    for figure in (
+        "Performance profile",
+        "Ranks over tasks",
+        "Sensitivity to lr",
+        "Cost against quality",
+        "oui by layer: b",
+    ):
+        assert figure in shown, figure
+    assert shown.index("better than") < shown.index("Learning curves"), "verdicts come first"
+
+
+def test_the_policy_allows_the_style_sheet_and_nothing_else(page_text: str) -> None:
+    text = page_text
+    (policy,) = [a["content"] for _, a in Page(text).tags if a.get("http-equiv") == "Content-Security-Policy"]
+    style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)
+    assert style is not None and policy is not None
+    digest = b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
+    allowed = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
+    assert policy == allowed
+    assert text.count("<style") == 1
+
+
+def test_every_figure_has_a_text_and_its_data(page_text: str) -> None:
+    figures = re.findall(r"<figure.*?</figure>", page_text, re.DOTALL)
+    assert len(figures) > 15
+    for figure in figures:
+        for svg in re.findall(r"<svg (?![^>]*aria-hidden).*?</svg>", figure, re.DOTALL):
+            labels = re.search(r'role="img" aria-labelledby="(\S+) (\S+)"', svg)
+            assert labels is not None
+            for name, tag in zip(labels.groups(), ("title", "desc"), strict=True):
+                found = re.search(rf'<{tag} id="{name}">([^<]+)</{tag}>', svg)
+                assert found is not None and len(found[1]) > 3
+        (link,) = re.findall(
+            r'<a class="data" download="[^"]+\.csv" href="data:text/csv;charset=utf-8;base64,([^"]+)"', figure
+        )
+        rows = list(csv.reader(io.StringIO(b64decode(link).decode())))
+        assert len(rows) > 1 and len({len(row) for row in rows}) == 1
+
+
+def test_the_numbers_are_those_of_the_results(small: tuple[Findings, Results], page_text: str) -> None:
+    found, _ = small
+    table = next(table for table in found.tables if table.task == "u")
+    row = next(row for row in table.rows if row.label == "b")
+    values = [found.results[t.hash].metrics["test/accuracy"] for t in found.plan.trials if t.cell == "u · b"]
+    assert row.mean == pytest.approx(np.mean(values))
+    half = 2.5705818 * np.std(values, ddof=1) / math.sqrt(6)  # Student's quantile for five degrees of freedom
+    assert row.high == pytest.approx(np.mean(values) + half)
+    assert f"{row.mean:.4g}" in page_text
+
+
+def test_a_real_difference_is_marked_and_a_failure_comes_last(tmp_path: Path) -> None:
+    plan = made_plan(methods=("a", "b", "c"), seeds=8)
+    noise = np.random.default_rng(0).normal(size=8) * 0.01
+    made = {"t · a": 0.5 + noise, "t · b": 0.6 + noise[::-1], "t · c": np.array([0.9] * 7 + [-np.inf])}
+    found, _ = findings(plan, ended(plan, made), tmp_path)
+    (table,) = found.tables
+    assert [row.label for row in table.rows] == ["b", "a", "c"]
+    marks = {row.label: (row.mark, row.p) for row in table.rows}
+    # b is above a on all eight seeds: 2 / 256, times two for two comparisons
+    assert marks["b"] == ("better", pytest.approx(2 * 2 / 256))
+    assert marks["a"] == ("", None)
+    assert marks["c"][0] == "no difference shown", "one failure outweighs all wins"
+    assert table.rows[-1].others == "1 diverged"
+
+
+def test_too_few_seeds_are_said_to_be_too_few(tmp_path: Path) -> None:
+    plan = made_plan(seeds=3)
+    found, _ = findings(plan, ended(plan, {"t · a": np.zeros(3), "t · b": np.ones(3)}), tmp_path)
+    assert found.tables[0].rows[0].mark == "no difference shown"
+    assert "3 seeds are too few to show any difference among 2 methods" in found.tables[0].note
+
+
+def test_a_grid_without_any_result_has_a_report(tmp_path: Path) -> None:
+    found, memory = findings(made_plan([{"better": "a", "than": "b"}]), {}, tmp_path)
+    page = check_harmless(html(found, memory))
+    assert "20 not run" in " ".join(page.texts)
+    assert "20 not run" in markdown(found)
+
+
+@pytest.fixture(scope="module")
+def hostile_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    yield tmp_path_factory.mktemp("hostile")
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.one_of(st.sampled_from(HOSTILE), st.text(min_size=1, max_size=40)), min_size=6, max_size=6, unique=True)
+)
+def test_hostile_texts_are_harmless(hostile_folder: Path, texts: list[str]) -> None:
+    texts = [text.encode("utf-8", "replace").decode() for text in texts]
+    first, second, task, reason, error, metric = texts
+    plan = made_plan(tasks=(f"t{task}",), methods=(f"m{first}", f"n{second}"), seeds=2)
+    plan = replace(plan, name="made", left_out=[LeftOut(task, first, reason)], grid_text=error, notes=[reason])
+    results = ended(plan, scores(plan))
+    broken = plan.trials[0].hash
+    results[broken] = Result(broken, Status.FAILED, "c", started=1, ended=2, reason=reason, error=error)
+    results[plan.trials[1].hash].metrics[f"probe/{metric}"] = 1.0
+    found, memory = findings(plan, results, hostile_folder / str(abs(hash(tuple(texts)))))
+    page = check_harmless(html(found, memory))
+    shown = "".join(page.texts)
+    for text in (reason, error):
+        assert visible(text) in visible(shown), "it is shown as it is"
+    for line in markdown(found).splitlines():
+        assert not re.sub(r"`[^`]*`", "", line).count("<"), "outside of code spans there is no text of anybody"
+    columns, rows = trial_table(found)
+    for row in csv.reader(io.StringIO(csv_text(columns, rows))):
+        for cell in row:
+            assert not cell.strip().startswith(tuple("=+@")) and (not cell.startswith("-") or float(cell) < 0)
+    parquet(found)
+
+
+def visible(text: str) -> str:
+    """A text without white space and without what HTML has no place for."""
+    return "".join(c for c in text if c.isprintable() and not c.isspace())
+
+
+@pytest.mark.parametrize("cell", ["=1+1", "+1", "-x", "@SUM(A1)", "\t=1", " =1", "\r=1", "|calc", "＝1"])
+def test_a_text_is_no_formula(cell: str) -> None:
+    assert harmless(cell) == "'" + cell
+
+
+def test_numbers_stay_numbers() -> None:
+    assert [harmless(cell) for cell in (-1.5, 3, 1 / 3, None, float("nan"))] == [-1.5, 3, 0.333333, None, ""]
+
+
+def test_a_figure_takes_its_colours_from_the_page() -> None:
+    svg = curves([Line("a", [0, 1], [0, 1], [0, 0.5], [0.5, 1.5])], ("x", "<y> $"), "t", "d", "k")
+    assert 'class="s0"' in svg and 'class="f0"' in svg and "currentColor" in svg
+    assert "style=" not in svg and "#c0ffe" not in svg and "#0a0b0c" not in svg and "<style" not in svg
+    assert "&lt;y&gt; $" in svg
+    again = curves([Line("a", [0, 1], [0, 1], [0, 0.5], [0.5, 1.5])], ("x", "<y> $"), "t", "d", "k")
+    assert svg == again, "the same figure is the same text"
+
+
+def test_the_exports_agree_with_the_results(small: tuple[Findings, Results], tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    found, memory = small
+    plan = found.plan
+    files = {
+        form: write_report(plan, memory, Registry(), form, tmp_path / form) for form in ("csv", "parquet", "markdown")
+    }
+    rows = list(csv.DictReader(files["csv"].open(newline="")))
+    table = pyarrow.parquet.read_table(files["parquet"]).to_pylist()
+    assert [row["hash"] for row in rows] == [row["hash"] for row in table] == [trial.hash for trial in plan.trials]
+    for row, other, trial in zip(rows, table, plan.trials, strict=True):
+        result = found.results[trial.hash]
+        assert row["status"] == other["status"] == result.status
+        if result.status is Status.FINISHED:
+            assert other["test/accuracy"] == result.metrics["test/accuracy"]
+            assert float(row["test/accuracy"]) == pytest.approx(other["test/accuracy"], rel=1e-5)
+            assert other["recipe.lr"] == trial.axes.get("recipe.lr")
+    text = files["markdown"].read_text()
+    assert "## Undecided" in text or "## Supported" in text
+    assert "`d needs clients`" in text
+
+
+@pytest.fixture(scope="module")
+def written(small: tuple[Findings, Results]) -> Path:
+    found, memory = small
+    assert read_report(memory, "made") is None
+    return write_report(found.plan, memory, Registry())
+
+
+def test_the_page_and_the_verdicts_lie_in_the_folder_of_the_grid(
+    small: tuple[Findings, Results], written: Path
+) -> None:
+    found, memory = small
+    assert written == memory.folder / "grids" / "made" / "report.html"
+    verdicts = json.loads((written.parent / "verdicts.json").read_text())
+    assert [verdict["outcome"] for verdict in verdicts] == [str(verdict.outcome) for verdict in found.verdicts]
+
+
+def test_the_parent_run_in_mlflow_tells_the_verdicts(small: tuple[Findings, Results], written: Path) -> None:
+    found, memory = small
+    submission = open_submission(
+        memory, "made", grid_text="", trials=[submitted(t) for t in found.plan.trials], left_out=[], environment={}
+    )
+    report = read_report(memory, "made")
+    assert report is not None
+    content = grid_content("made", [submission], {}, False, report)
+    assert content.tags["report"] == report.digest
+    told = content.tags["mlflow.note.content"]
+    for verdict in found.verdicts:
+        assert f"- **{verdict.outcome}**" in told and f"`{verdict.sentence}`" in told
+    assert "report" not in grid_content("made", [submission], {}, False).tags
+
+
+@pytest.mark.slow
+def test_two_thousand_runs_are_small_and_soon_there(tmp_path: Path) -> None:
+    plan = made_plan(
+        [{"better": "m0", "than": "m1"}, {"wins": "m2", "over": ["m3"], "at_least": 2}],
+        tasks=[f"task{index}" for index in range(20)],
+        methods=[f"m{index}" for index in range(10)],
+        seeds=10,
+    )
+    assert len(plan.trials) == 2000
+    _, memory = findings(plan, ended(plan, scores(plan)), tmp_path)
+    write_curves(plan, memory, 60, ("a", "b", "c", "d", "e", "f"))
+    started = time.process_time()
+    file = write_report(plan, memory, Registry())
+    took = time.process_time() - started
+    assert file.stat().st_size < 5_000_000
+    assert took < 30, "10 s are aimed at; a busy machine counts more"
+    print(f"{file.stat().st_size / 1e6:.2f} MB, {took:.1f} s of CPU")
+    check_harmless(file.read_text())

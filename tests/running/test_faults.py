@@ -1,0 +1,400 @@
+"""The fault table of `docs/faults.md` on one machine: each fault for real, and what must hold after it."""
+
+import json
+import os
+import sqlite3
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from machines import processes, until
+from support import command, harness, plugin, timeless, write_grid
+
+from harness.planning.grid import load_grid
+from harness.planning.plan import Plan, build_plan
+from harness.recording.records import Attempt, Locked, Result, Results, TrialRecords
+from harness.registry import Registry
+
+pytestmark = pytest.mark.chaos
+
+GRID = """
+name: faults
+tasks: [digits/mlp]
+methods: [slow + adamw, slow + sgd]
+seeds: 2
+recipes: [{set: {steps: 60, record_every: 10}}]
+"""
+
+SLOW = """
+import os, time
+from pathlib import Path
+
+@register_method("slow")
+class Slow(Method):
+    def after_step(self, state):
+        file = Path(__file__).with_name("pace")
+        time.sleep(float(file.read_text() or 0) if file.exists() else 0)
+"""
+"""Trials whose pace a test sets from outside, so that a fault meets them in the middle and the end comes soon."""
+
+Shown = dict[str, dict[str, Any]]
+
+
+def planned(grid: Path, *plugins: Path) -> Plan:
+    registry = Registry(plugins)
+    return build_plan(load_grid(grid, [], registry), registry)
+
+
+def runs(database: Path) -> list[dict[str, Any]]:
+    """Every run of a trial in MLflow's tables: hash, status, points outside time/ and system/."""
+    with sqlite3.connect(database) as store:
+        listed = store.execute(
+            "select r.run_uuid, t.value, r.status from runs r join tags t on t.run_uuid = r.run_uuid"
+            " where t.key = 'hash' and r.lifecycle_stage = 'active'"
+        ).fetchall()
+        query = "select key, step, value from metrics where run_uuid = ? and key not like 'time/%' and key not like 'system/%'"
+        return [
+            {"hash": hash, "status": status, "points": sorted(store.execute(query, (run,)).fetchall())}
+            for run, hash, status in listed
+        ]
+
+
+class Place:
+    """A grid of slow trials with its plugin, and the folders of a test."""
+
+    def __init__(self, folder: Path, text: str = GRID, source: str = SLOW) -> None:
+        self.folder, self.results = folder, folder / "results"
+        self.code, self.grid = plugin(folder, source), write_grid(folder, text)
+        self.hashes = [trial.hash for trial in planned(self.grid, self.code).trials]
+
+    def pace(self, seconds: float) -> None:
+        """Seconds that a step takes from now on."""
+        file = self.folder / "pace"
+        file.with_suffix(".new").write_text(str(seconds))
+        file.with_suffix(".new").replace(file)
+
+    def arguments(self, *more: object) -> list[object]:
+        return ["run", self.grid, "--results", self.results, "--plugin", self.code, "--commit-every", 0.5, *more]
+
+    def start(self, *more: object, **environment: str) -> "subprocess.Popen[str]":
+        """A driver beside this process."""
+        self.driver = subprocess.Popen(
+            command(*self.arguments(*more)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | environment,
+        )
+        return self.driver
+
+    def run(self, *more: object, status: int = 0) -> str:
+        """A driver, to its end."""
+        return harness(*self.arguments(*more), status=status)
+
+    def committed(self) -> list[str]:
+        """Trials that have committed and not ended, while the driver runs."""
+        assert self.driver.poll() is None, self.driver.communicate()[0]
+        memory = Results(self.results)
+        return [
+            hash
+            for hash in self.hashes
+            if (commit := memory.trial(hash).commit()) and commit.checkpoint and not memory.trial(hash).result()
+        ]
+
+    def as_undisturbed(self, undisturbed: "Place", database: Path | None = None) -> None:
+        """Every trial is finished, is in MLflow once, and its numbers are those of an undisturbed run to the bit."""
+        shown = {run["hash"]: run for run in runs(undisturbed.results / "mlflow.db")}
+        mine = runs(database or self.results / "mlflow.db")
+        assert sorted(run["hash"] for run in mine) == sorted(self.hashes), "each trial is in MLflow exactly once"
+        for run in mine:
+            assert run["status"] == "FINISHED"
+            assert run["points"] == shown[run["hash"]]["points"], "the numbers of an undisturbed run, none twice"
+        for hash in self.hashes:
+            ended, expected = (Results(p.results).trial(hash).result() for p in (self, undisturbed))
+            assert ended is not None
+            assert expected is not None
+            assert ended.weights == expected.weights
+            assert timeless(ended.metrics) == timeless(expected.metrics)
+
+    def nothing_runs(self, seconds: float = 120) -> None:
+        """Within two minutes no process is left that was started for this results folder."""
+        until(lambda: not processes(str(self.results)), seconds, "the end of every process")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """The grid, run once with nothing in its way. Its plugin is the same source, so its trials are the same."""
+    place = Place(tmp_path_factory.mktemp("undisturbed"))
+    place.run()
+    return place
+
+
+def worker_processes(place: Place, kind: str) -> list[psutil.Process]:
+    """The warm processes of a grid (`warm`), their trials (`trial`) or the workers above them (`worker`)."""
+    warm = [p for p in processes(str(place.results)) if "harness.running.warm" in p.cmdline()]
+    parents = [p for p in warm if p.ppid() not in {other.pid for other in warm}]
+    if kind == "warm":
+        return parents
+    if kind == "trial":
+        return [p for p in warm if p not in parents]
+    return [psutil.Process(p.ppid()) for p in parents]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["worker", "warm", "trial"])
+def test_a_worker_process_is_killed(kind: str, tmp_path: Path, undisturbed: Place) -> None:
+    """Each of the three processes that a trial needs: it goes on elsewhere, in the same run of `harness`."""
+    place = Place(tmp_path)
+    place.pace(0.1)
+    driver = place.start()
+    until(place.committed, 120, "a commit")
+    for process in worker_processes(place, kind)[:1]:
+        process.kill()
+    place.pace(0)
+    shown = driver.communicate(timeout=240)[0]
+    assert driver.returncode == 0, shown
+    place.as_undisturbed(undisturbed)
+    attempts = [Results(place.results).trial(hash).result().attempt for hash in place.hashes]  # type: ignore[union-attr]
+    assert max(attempts) > 1
+    place.nothing_runs()
+
+
+@pytest.mark.slow
+def test_a_stopped_grid_goes_on(tmp_path: Path, undisturbed: Place) -> None:
+    place = Place(tmp_path)
+    place.pace(0.1)
+    driver = place.start()
+    until(place.committed, 120, "a commit")
+    assert "Stopped: faults" in harness("stop", place.grid, "--results", place.results)
+    driver.communicate(timeout=30)
+    assert driver.returncode == 130
+    assert {run["status"] for run in runs(place.results / "mlflow.db")} <= {"FINISHED", "KILLED"}
+    place.nothing_runs()
+    place.pace(0)
+    place.run()
+    place.as_undisturbed(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_second_driver_is_refused(tmp_path: Path, undisturbed: Place) -> None:
+    place = Place(tmp_path)
+    place.pace(0.1)
+    driver = place.start()
+    until(place.committed, 120, "a commit")
+    assert "grid faults is being run by another driver" in place.run(status=3)
+    place.pace(0)
+    shown = driver.communicate(timeout=240)[0]
+    assert driver.returncode == 0, shown
+    place.as_undisturbed(undisturbed)
+    place.nothing_runs()
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A disk of its own, where this machine allows it."""
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("small disks cannot be mounted here (needs root)")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def remount(folder: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_a_results_folder_that_is_read_only_at_the_start(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    with small_disk(tmp_path / "disk", "50m") as disk:
+        place.results = disk / "results"
+        remount(disk, "ro")
+        shown = place.run(status=2)
+        assert "--results" in shown
+        assert "Read-only file system" in shown
+        assert not any(disk.iterdir())
+    place.nothing_runs(10)
+
+
+@pytest.mark.slow
+def test_a_results_folder_that_becomes_full_in_mid_run(tmp_path: Path, undisturbed: Place) -> None:
+    """Nothing new starts, exit status 3; once there is room, a rerun finishes."""
+    place = Place(tmp_path)
+    with small_disk(tmp_path / "disk", "60m") as disk:
+        place.results = disk / "results"
+        place.pace(0.1)
+        driver = place.start()
+        until(place.committed, 120, "a commit")
+        filler = disk / "filler"
+        with pytest.raises(OSError), filler.open("wb") as file:
+            while True:
+                file.write(bytes(1 << 16))
+                file.flush()
+        shown = driver.communicate(timeout=240)[0]
+        assert driver.returncode == 3, shown
+        assert "a rerun goes on once that is mended" in shown
+        begun = [hash for hash in place.hashes if Results(place.results).trial(hash).attempts()]
+        assert len(begun) < len(place.hashes), "nothing new started"
+        place.nothing_runs()
+        filler.unlink()
+        place.pace(0)
+        place.run()
+        harness("sync", "--results", place.results)
+        place.as_undisturbed(undisturbed)
+
+
+@pytest.mark.slow
+def test_the_tracking_disk_is_full(tmp_path: Path, undisturbed: Place) -> None:
+    """It costs the grid nothing: what is missing is said, and comes with `harness sync`."""
+    place = Place(tmp_path)
+    with small_disk(tmp_path / "disk", "200k") as disk:
+        shown = place.run("--tracking", f"sqlite:///{disk / 'runs.db'}")
+        assert "Next: harness sync faults" in shown
+        for hash in place.hashes:
+            mine, theirs = (Results(p.results).trial(hash).result() for p in (place, undisturbed))
+            assert mine is not None
+            assert theirs is not None
+            assert mine.weights == theirs.weights
+        (disk / "runs.db").unlink(missing_ok=True)
+        remount(disk, "size=50m")
+        harness("sync", "--results", place.results, "--tracking", f"sqlite:///{disk / 'runs.db'}")
+        place.as_undisturbed(undisturbed, disk / "runs.db")
+    place.nothing_runs()
+
+
+HOG = """
+import time
+import numpy as np
+from pathlib import Path
+
+@register_method("hogs")
+class Hogs(Method):
+    def after_step(self, state):
+        if not Path(__file__).with_name("tame").exists():
+            self.held = [np.ones(1 << 27)]  # 1 GiB at once
+            time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_a_trial_that_ray_kills_for_memory(tmp_path: Path, undisturbed: Place) -> None:
+    """Ray's monitor kills the worker, which ends a stock sweep: here the others finish, and the culprit is named."""
+    place = Place(
+        tmp_path, GRID.replace("methods: [", "methods: [hogs + adamw, ").replace("seeds: 2", "seeds: 1"), SLOW + HOG
+    )
+    used = psutil.virtual_memory()
+    threshold = (used.total - used.available + (700 << 20)) / used.total
+    environment = {"RAY_memory_usage_threshold": f"{threshold:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
+    driver = place.start("--set", "resources.memory=4GiB", "--cpus", 1, **environment)
+    shown = driver.communicate(timeout=500)[0]
+    assert driver.returncode == 1, shown
+    ended = Counter(
+        (trial.method_label, Results(place.results).trial(trial.hash).result().status.value)  # type: ignore[union-attr]
+        for trial in planned(place.grid, place.code).trials
+    )
+    assert ended["slow + adamw", "finished"] == ended["slow + sgd", "finished"] == 1
+    assert ended["hogs + adamw", "out-of-memory"] + ended["hogs + adamw", "lost"] == 1
+    assert len(runs(place.results / "mlflow.db")) == 3
+    place.nothing_runs()
+
+
+BROKEN = (
+    """
+import os, sys
+if "harness.running.warm" in " ".join(open("/proc/self/cmdline").read().split("\\0")):
+    import no_such_module
+"""
+    + SLOW
+)
+
+
+def test_a_plugin_that_breaks_on_workers_only(tmp_path: Path) -> None:
+    """The driver can import it, no worker can: its trials fail with the reason, the others finish."""
+    place = Place(tmp_path, GRID.replace("slow + sgd", "sgd").replace("seeds: 2", "seeds: 1"), BROKEN)
+    shown = place.run(status=1)
+    assert "no_such_module" in shown
+    ended = {
+        trial.method_label: Results(place.results).trial(trial.hash).result()
+        for trial in planned(place.grid, place.code).trials
+    }
+    broken, whole = ended["slow + adamw"], ended["sgd"]
+    assert broken is not None
+    assert whole is not None
+    assert (broken.status, whole.status) == ("failed", "finished")
+    statuses = Counter(run["status"] for run in runs(place.results / "mlflow.db"))
+    assert statuses == {"FAILED": 1, "FINISHED": 1}
+    place.nothing_runs()
+
+
+def test_a_zombie_attempt_that_wakes_up(tmp_path: Path) -> None:
+    """An attempt that lost its lock, as on a file system that forgot it, writes where nobody reads."""
+    results = tmp_path / "results"
+    with Attempt(results, "abc", "{}", "code") as zombie:
+        zombie.record({"step": 1, "metrics": {"train/loss": 1.0}})
+        zombie.commit(1, b"first")
+        zombie.record({"step": 2, "metrics": {"train/loss": 666.0}})
+        (results / "trials" / "abc" / "lock").unlink()
+        with Attempt(results, "abc", "{}", "code") as later:
+            later.record({"step": 2, "metrics": {"train/loss": 2.0}})
+            later.commit(2, b"second")
+            with pytest.raises(Locked, match="a later attempt has taken over"):
+                zombie.commit(2, b"zombie")
+            with pytest.raises(Locked):
+                zombie.finish(Result("abc", "finished", "code", metrics={"test/accuracy": 0.0}))  # type: ignore[arg-type]
+            later.finish(Result("abc", "finished", "code", metrics={"test/accuracy": 1.0}))  # type: ignore[arg-type]
+    trial = TrialRecords(results, "abc")
+    assert [(record["step"], record["metrics"]["train/loss"]) for record in trial.records()] == [(1, 1.0), (2, 2.0)]
+    ended = trial.result()
+    assert ended is not None
+    assert ended.metrics == {"test/accuracy": 1.0}
+
+
+def test_a_checkpoint_that_is_not_plain_tensors(tmp_path: Path) -> None:
+    """What would run code when it is unpickled is refused, and the trial says so."""
+    import io
+    import pickle
+
+    import torch
+    from support import run
+
+    from harness.conformance import short_spec
+    from harness.identity import Part
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "owned",))
+
+    registry = Registry()
+    spec = short_spec(registry, "digits/mlp", [Part("adamw")])
+    stream = io.BytesIO()
+    torch.save({"model": Evil()}, stream, pickle_module=pickle)
+    for number, content in enumerate((stream.getvalue(), pickle.dumps(Evil()), b"no checkpoint at all")):
+        results = tmp_path / str(number)
+        with Attempt(results, spec.hash, spec.to_json(), "test") as attempt:
+            attempt.record({"step": 1, "metrics": {}})
+            attempt.commit(1, content)
+        ended = run(registry, spec, results)
+        assert ended.status == "failed"
+        assert "checkpoint" in ended.reason
+        assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["../out", "a/b", "/tmp/x", "..", ".hidden", "a\\b", "A", "", "x" * 101, "a\nb", "a\0b"]
+)
+def test_a_grid_whose_name_leads_out_of_the_results_folder(name: str, tmp_path: Path) -> None:
+    from harness.planning.errors import GridError
+
+    place = write_grid(tmp_path, GRID.replace("slow + ", "").replace("name: faults", f"name: {json.dumps(name)}"))
+    with pytest.raises(GridError, match="name: "):
+        load_grid(place, [], Registry())
+    assert "not running there" in harness("stop", name.replace("\0", "") or "..", "--results", tmp_path / "results")
+    assert not (tmp_path / "results").exists()

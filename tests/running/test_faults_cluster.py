@@ -1,0 +1,157 @@
+"""The fault table of `docs/faults.md` on a cluster of several nodes: nodes, heads and networks that go away."""
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from machines import Machines, machines, processes, until
+from running.test_faults import Place, undisturbed  # noqa: F401  # a fixture
+
+pytestmark = [pytest.mark.chaos, pytest.mark.slow]
+
+
+def node_of(place: Place, cluster: Machines) -> Any:
+    """A worker node that is at a trial of this grid."""
+    raylets = {node.all_processes["raylet"][0].process.pid: node for node in cluster.nodes}
+    for process in processes(str(place.results)):
+        above = {parent.pid for parent in process.parents()}
+        for pid, node in raylets.items():
+            if pid in above:
+                return node
+    return None
+
+
+def test_a_worker_node_is_killed(tmp_path: Path, undisturbed: Place) -> None:  # noqa: F811
+    place = Place(tmp_path)
+    with machines(2) as cluster:
+        place.pace(0.1)
+        driver = place.start("--address", cluster.address)
+        until(place.committed, 180, "a commit")
+        cluster.remove(until(lambda: node_of(place, cluster), 30, "a node at work"))
+        place.pace(0)
+        shown = driver.communicate(timeout=240)[0]
+        assert driver.returncode == 0, shown
+    place.as_undisturbed(undisturbed)
+    place.nothing_runs()
+
+
+def test_a_node_is_drained_as_preempted(tmp_path: Path, undisturbed: Place) -> None:  # noqa: F811
+    """As a cloud does with a spot machine: it says so, and takes it away."""
+    from ray._raylet import GcsClient
+    from ray.core.generated import autoscaler_pb2
+
+    place = Place(tmp_path)
+    with machines(2) as cluster:
+        place.pace(0.1)
+        driver = place.start("--address", cluster.address)
+        until(place.committed, 180, "a commit")
+        node = until(lambda: node_of(place, cluster), 30, "a node at work")
+        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        deadline = int((time.time() + 5) * 1000)
+        GcsClient(address=cluster.address).drain_node(node.node_id, reason, "preempted", deadline)
+        time.sleep(3)
+        cluster.remove(node)
+        place.pace(0)
+        shown = driver.communicate(timeout=240)[0]
+        assert driver.returncode == 0, shown
+    place.as_undisturbed(undisturbed)
+    place.nothing_runs()
+
+
+def test_the_head_is_lost_and_a_new_cluster_goes_on(tmp_path: Path, undisturbed: Place) -> None:  # noqa: F811
+    place = Place(tmp_path)
+    with machines(1) as cluster:
+        place.pace(0.1)
+        driver = place.start("--address", cluster.address)
+        until(place.committed, 180, "a commit")
+        cluster.stop()
+        shown = driver.communicate(timeout=240)[0]
+        assert driver.returncode != 0, shown
+        assert "Traceback" not in shown, shown
+        place.nothing_runs()
+    place.pace(0)
+    with machines(1) as cluster:
+        shown = place.run("--address", cluster.address)
+    place.as_undisturbed(undisturbed)
+    place.nothing_runs()
+
+
+@contextmanager
+def namespace(name: str, link: str) -> Iterator[None]:
+    """A host of its own, 10.77.61.2, that reaches this one at 10.77.61.1 by a cable that can be cut."""
+    commands = [
+        f"ip netns add {name}",
+        f"ip link add {link} type veth peer name {link}n",
+        f"ip link set {link}n netns {name}",
+        f"ip addr add 10.77.61.1/24 dev {link}",
+        f"ip link set {link} up",
+        f"ip netns exec {name} ip addr add 10.77.61.2/24 dev {link}n",
+        f"ip netns exec {name} ip link set {link}n up",
+        f"ip netns exec {name} ip link set lo up",
+    ]
+    try:
+        for line in commands:
+            done = subprocess.run(line.split(), capture_output=True, text=True)
+            if done.returncode != 0:
+                pytest.skip(f"network namespaces cannot be made here ({done.stderr.strip()})")
+        yield
+    finally:
+        subprocess.run(["ip", "link", "del", link], capture_output=True, check=False)
+        subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+def end_all(folder: str) -> None:
+    """Ends the processes of a cluster by their own ids."""
+    for process in processes(folder):
+        try:
+            process.kill()
+        except psutil.Error:
+            continue
+
+
+@pytest.mark.skipif(not shutil.which("ip") or os.geteuid() != 0, reason="network namespaces need root and iproute2")
+def test_the_network_of_a_node_is_cut(tmp_path: Path, undisturbed: Place) -> None:  # noqa: F811
+    """The node is declared dead, its trials go on elsewhere, and what still runs there cannot write."""
+    from machines import token
+
+    place, folder = Place(tmp_path), Path(f"/tmp/hn-{os.getpid()}")
+    name, link = f"hn{os.getpid()}", f"hv{os.getpid() % 100000}"
+    settings = token() | {
+        "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_timeout_ms": "1000",
+        "RAY_health_check_failure_threshold": "3",
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
+    }
+    environment = os.environ | settings
+    ray = str(Path(__import__("sys").executable).parent / "ray")
+    shared = ["--object-store-memory=80000000", "--disable-usage-stats"]
+
+    def start(*command: str) -> None:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    with namespace(name, link):
+        try:
+            head = [ray, "start", "--head", "--node-ip-address=10.77.61.1", "--port=26379", "--num-cpus=1"]
+            start(*head, f"--temp-dir={folder}/h", "--include-dashboard=false", *shared)
+            worker = ["ip", "netns", "exec", name, ray, "start", "--address=10.77.61.1:26379", "--num-cpus=1"]
+            start(*worker, "--node-ip-address=10.77.61.2", *shared)
+            place.pace(0.2)
+            driver = place.start("--address", "10.77.61.1:26379", **settings)
+            until(lambda: len(place.committed()) >= 2, 180, "a commit on each node")
+            subprocess.run(["ip", "link", "set", link, "down"], check=True)
+            time.sleep(5)
+            place.pace(0.05)
+            shown = driver.communicate(timeout=400)[0]
+            assert driver.returncode == 0, shown
+        finally:
+            end_all(str(folder))
+    place.as_undisturbed(undisturbed)
+    place.nothing_runs()

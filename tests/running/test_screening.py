@@ -1,0 +1,251 @@
+"""Screening: decisions from a trial's own records, in a trial, in a plan, in a grid, and as a Tune scheduler."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import harness, timeless, write_grid
+
+from harness.identity import Part, TrialSpec
+from harness.judging.calibration_runs import fitted, runs_of_grid
+from harness.planning.errors import GridError
+from harness.planning.grid import load_grid
+from harness.planning.plan import Plan, build_plan
+from harness.planning.survey import State, survey
+from harness.recording.records import Attempt, Result, Results, Status
+from harness.registry import Registry
+from harness.running.screening import OUIScheduler, ScreeningScheduler
+from harness.screening import Screen, Screening, decide, quantities, read
+from harness.training.trial import run_trial
+
+INF = math.inf
+PPO = {"env_steps": 1024, "envs": 2, "rollout": 64, "batch": 32, "evaluate_every": 1000, "record_every": 16}
+STRICT, LAX = {"return": (400.0, INF)}, {"return": (0.0, INF)}
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HARNESS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return Registry()
+
+
+SPEC = TrialSpec("cartpole/ppo", {"evaluation_episodes": 2}, 1, [Part("adam")], PPO, {"init": 0})
+
+
+def run(folder: Path, registry: Registry, screen: Screen | None = None) -> Result:
+    with Attempt(folder, SPEC.hash, SPEC.to_json(), "code") as attempt:
+        return run_trial(SPEC, registry, attempt, screen=screen)
+
+
+# --- rules
+
+
+def test_rules_and_their_quantities() -> None:
+    assert quantities("oui") == ("critic", "actor") and quantities("early_return + oui + lr")[-1] == "lr"
+    with pytest.raises(ValueError, match=r"found 'clip', allowed: .*"):
+        quantities("oui + clip")
+
+
+def test_decisions_use_nothing_behind_the_point_of_decision() -> None:
+    early = [{"step": s, "metrics": {"train/approx_kl": 0.1 * s, "train/oui_actor": 0.5 + s}} for s in (1, 2)]
+    late = [{"step": 3, "metrics": {"train/approx_kl": 99.0, "train/oui_actor": 99.0}}, {"step": 3, "action": "x"}]
+    assert read("kl + oui", early + late, 2, 0.01) == pytest.approx({"approx_kl": 0.15, "actor": 2.5})
+    assert read("lr", [], 1, 0.01) == {"lr": 0.01}
+
+
+def test_a_decision_names_value_and_threshold() -> None:
+    bounds = {"critic": (0.25, 0.75), "actor": (0.5, INF)}
+    assert decide(bounds, {"critic": 0.5, "actor": 0.5}) == ""
+    assert decide(bounds, {"critic": 0.8, "actor": 0.5}) == "critic 0.8, allowed: 0.25 to 0.75"
+    assert decide(bounds, {"critic": 0.3, "actor": math.nan}) == "actor none, allowed: at least 0.5"
+    screen = Screen("oui", 0.1, bounds, "mark")
+    assert Screen.from_json(screen.to_json()) == screen
+
+
+# --- a trial
+
+
+def test_a_screened_trial_goes_on_to_the_bits_of_one_never_screened(tmp_path: Path, registry: Registry) -> None:
+    screen = Screen("early_return", 0.5, STRICT, "mark")
+    stopped = run(tmp_path / "a", registry, screen)
+    length = 128
+    assert (stopped.status, stopped.steps, stopped.screening) == (Status.SCREENED, length // 2, "mark")
+    assert stopped.reason.startswith("early_return at step 64: return ") and "at least 400" in stopped.reason
+    assert stopped.metrics["train/env_steps"] == 512 and stopped.taken("train/env_steps") is None
+    whole = [run(tmp_path / "b", registry), run(tmp_path / "a", registry)]
+    assert whole[1].attempt == 2
+    assert whole[0].weights == whole[1].weights and timeless(whole[0].metrics) == timeless(whole[1].metrics)
+    records = [list(Results(tmp_path / name).trial(SPEC.hash).records()) for name in "ab"]
+    assert [r["step"] for r in records[0]] == [r["step"] for r in records[1]]
+    assert [timeless(r["metrics"]) for r in records[0]] == [timeless(r["metrics"]) for r in records[1]]
+
+
+def test_a_rule_that_accepts_changes_nothing_and_one_that_comes_late_still_decides(
+    tmp_path: Path, registry: Registry
+) -> None:
+    accepted = run(tmp_path / "a", registry, Screen("early_return", 0.5, LAX))
+    assert accepted.status is Status.FINISHED and accepted.weights == run(tmp_path / "b", registry).weights
+    run(tmp_path / "c", registry, Screen("early_return", 0.5, STRICT))
+    late = run(tmp_path / "c", registry, Screen("early_return", 0.25, STRICT, "other"))
+    assert (late.status, late.steps, late.screening) == (Status.SCREENED, 64, "other")
+    assert late.reason.startswith("early_return at step 32")
+
+
+# --- a plan
+
+GRID = """
+name: screened
+tasks:
+  - cartpole/ppo: {evaluation_episodes: 2}
+methods: [adam]
+seeds: 1
+recipes:
+  - {set: {lr: {each: [1.0e-5, 3.0e-4]}, env_steps: 1024, envs: 2, rollout: 64, batch: 32, record_every: 16}}
+"""
+RULE = "screening: {rule: lr, at: 0.5, thresholds: {lr: [1.0e-4, null]}}\n"
+
+
+def plan(folder: Path, registry: Registry, text: str) -> Plan:
+    return build_plan(load_grid(write_grid(folder, text), [], registry), registry)
+
+
+def test_screening_is_no_part_of_identity(tmp_path: Path, registry: Registry) -> None:
+    with_rule, without = plan(tmp_path, registry, GRID + RULE), plan(tmp_path, registry, GRID)
+    assert [trial.hash for trial in with_rule.trials] == [trial.hash for trial in without.trials]
+    assert with_rule.screening == Screening("lr", 0.5, {"*": {"lr": (1e-4, INF)}}) and without.screening is None
+    assert Plan.from_json(with_rule.to_json()) == replace(with_rule, grid_text="") or (
+        Plan.from_json(with_rule.to_json()).screening == with_rule.screening
+    )
+
+
+def test_a_plan_without_the_rule_takes_a_screened_trial_as_unfinished(tmp_path: Path, registry: Registry) -> None:
+    with_rule, without = plan(tmp_path, registry, GRID + RULE), plan(tmp_path, registry, GRID)
+    other = plan(tmp_path, registry, GRID + RULE.replace("1.0e-4", "2.0e-4"))
+    memory, trial = Results(tmp_path / "results"), with_rule.trials[0]
+    assert with_rule.screening is not None
+    result = Result(trial.hash, Status.SCREENED, trial.code, reason="why", screening=with_rule.screening.mark)
+    folder = memory.folder / "trials" / trial.hash
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps(asdict(result)))
+    assert survey(with_rule, memory).statuses[trial.hash] is State.SCREENED
+    assert trial.hash not in {t.hash for t in survey(with_rule, memory).to_run}
+    for changed in (without, other):
+        view = survey(changed, memory)
+        assert view.statuses[trial.hash] is State.UNFINISHED and trial.hash in {t.hash for t in view.to_run}
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("{rule: ouy, thresholds: {critic: 1}}", ("screening.rule", "did you mean 'oui'")),
+        ("{rule: asha}", ("screening.rule", "not yet: asha")),
+        ("{rule: oui, thresholds: {critic: [0.1, 0.9]}}", ("screening.thresholds", "found nothing for 'actor'")),
+        ("{rule: oui, thresholds: {critic: [0.9, 0.1], actor: 0}}", ("screening.thresholds.critic", "LOW below HIGH")),
+        ("{rule: lr, thresholds: {lr: high}}", ("screening.thresholds.lr", "found 'high'")),
+        ("{rule: lr, thresholds: {'acro*': {lr: 1}}}", ("screening.thresholds.acro*", "no task of this grid")),
+        ("{rule: lr, thresholds: {from: g, recal: 1}}", ("screening.thresholds.recal", "did you mean 'recall'")),
+        ("{rule: lr, thresholds: {from: g, recall: 2}}", ("screening.thresholds.recall", "found 2")),
+        ("{rule: lr, at: 1.5, thresholds: {lr: 1}}", ("screening.at", "less than 1")),
+    ],
+)
+def test_errors_name_the_field(tmp_path: Path, registry: Registry, written: str, told: tuple[str, ...]) -> None:
+    with pytest.raises(GridError) as error:
+        plan(tmp_path, registry, GRID + f"screening: {written}\n")
+    assert all(part in str(error.value) for part in told), error.value
+
+
+# --- a grid
+
+
+@pytest.mark.slow
+def test_a_grid_screens_and_goes_on_without_the_rule(tmp_path: Path) -> None:
+    grid, results = write_grid(tmp_path, GRID + RULE), tmp_path / "results"
+    harness("run", grid, "--results", results)
+    memory = Results(results)
+    hashes = [path.name for path in (results / "trials").iterdir()]
+    ended = {h: memory.trial(h).result() for h in hashes}
+    assert sorted(str(r.status) for r in ended.values() if r) == ["finished", "screened"]
+    assert "lr 1e-05, allowed: at least 0.0001" in next(r.reason for r in ended.values() if r and r.reason)
+    assert "2 screened" not in harness("run", grid, "--results", results)  # nothing to run again
+    write_grid(tmp_path, GRID)
+    harness("run", grid, "--results", results)
+    assert {str(r.status) for h in hashes if (r := memory.trial(h).result())} == {"finished"}
+    # Thresholds fitted on these runs, by the grid's name: the higher rate is the only success.
+    fit = fitted(Screening("lr", 0.5, source="screened", recall=0.5), ["cartpole/ppo"], memory)
+    runs = runs_of_grid(memory, "screened", 0.5)
+    assert len(runs) == 2 and {"return", "critic", "actor", "approx_kl", "clip_fraction", "flip_rate", "lr"} <= set(runs[0].values)
+    assert fit.screen("cartpole/ppo") == Screen("lr", 0.5, {"lr": (max(r.lr for r in runs if r.success),) * 2}, fit.mark)
+    write_grid(tmp_path, GRID + "screening: {rule: lr, at: 0.5, thresholds: {from: nowhere}}\n")
+    told = harness("run", grid, "--results", results, "--set", "seeds=[6]", status=2)
+    assert "screening.thresholds.from: found 'nowhere'" in told
+
+
+# --- Tune
+
+
+def test_scheduler_decides_as_the_rule_does_and_survives_a_restart(tmp_path: Path) -> None:
+    def new() -> ScreeningScheduler:
+        return ScreeningScheduler(
+            "kl + early_return",
+            {"approx_kl": (None, 0.2), "return": 10},
+            at=3,
+            metrics={"approx_kl": "losses/kl"},
+            state_file=tmp_path / "state.json",
+        )
+
+    def report(scheduler: ScreeningScheduler, step: int, kl: float, name: str = "t") -> str:
+        result = {"training_iteration": step, "losses/kl": kl, "return": 11.0}
+        return scheduler.on_trial_result(None, type("T", (), {"trial_id": name, "config": {}})(), result)  # type: ignore[arg-type]
+
+    first = new()
+    assert [report(first, 1, 0.1), report(first, 2, 0.2), report(first, 1, 0.1, "u")] == ["CONTINUE"] * 3
+    second = new()  # a restart
+    assert report(second, 3, 0.6) == "STOP"  # the mean of .1, .2 and .6
+    assert second.reasons["t"] == "approx_kl 0.3, allowed: at most 0.2"
+    assert report(second, 5, 99.0, "u") == "CONTINUE"  # what comes behind the point of decision does not count
+    third = new()
+    assert third.reasons == second.reasons and report(third, 6, 0.0) == "STOP"
+
+
+def test_scheduler_errors() -> None:
+    with pytest.raises(ValueError, match="thresholds: found nothing for 'actor'"):
+        ScreeningScheduler("oui", {"critic": 0.5}, at=1)
+    with pytest.raises(ValueError, match="retrun: is no quantity of 'early_return'.*did you mean 'return'"):
+        ScreeningScheduler("early_return", {"retrun": 0.5}, at=1)
+    with pytest.raises(ValueError, match=r"thresholds.critic: found \[0.9, 0.1\]"):
+        OUIScheduler([0.9, 0.1], 0.5, at=1)
+
+
+@pytest.mark.slow
+def test_anyones_tune_experiment(tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    from ray import tune
+
+    def train(config: dict[str, Any]) -> None:
+        for step in range(1, 11):
+            tune.report({"step": step, "oui/critic": config["x"], "oui/actor": 0.9})
+
+    scheduler = ScreeningScheduler(
+        "oui",
+        {"critic": (0.3, 0.7), "actor": 0.5},
+        at=2,
+        time_attr="step",
+        metrics={"critic": "oui/critic", "actor": "oui/actor"},
+    )
+    ray.init("local", num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    try:
+        found = tune.Tuner(
+            train,
+            param_space={"x": tune.grid_search([0.1, 0.5, 0.9])},
+            tune_config=tune.TuneConfig(scheduler=scheduler),
+            run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0),
+        ).fit()
+    finally:
+        ray.shutdown()
+    assert {r.config["x"]: r.metrics["step"] for r in found if r.config and r.metrics} == {0.1: 2, 0.5: 10, 0.9: 2}
