@@ -98,8 +98,8 @@ def main() -> None:
         first, second = (np.array(found[side])[:, index] for side in ("harness", "cleanrl"))
         p = equivalent(first, second, margin)
         verdict = "equivalent" if p < 0.05 else "not shown to be equivalent"
-        print(f"{name}: {first.mean():.1f} ± {first.std(ddof=1):.1f} here, {second.mean():.1f} ± {second.std(ddof=1):.1f} there; ", end="")
-        print(f"{verdict} within {margin:g} (p = {p:.3g})")
+        sides = [f"{side.mean():.1f} ± {side.std(ddof=1):.1f}" for side in (first, second)]
+        print(f"{name}: {sides[0]} here, {sides[1]} there; {verdict} within {margin:g} (p = {p:.3g})")
 
 
 if __name__ == "__main__":

@@ -121,7 +121,11 @@ def main() -> None:
     elif arguments.side == "sb3":
         print("speed", stable_baselines(*size))
     else:
-        sides = ["harness", *(["cleanrl"] if arguments.cleanrl else []), *(["sb3"] if find_spec("stable_baselines3") else [])]
+        sides = [
+            "harness",
+            *(["cleanrl"] if arguments.cleanrl else []),
+            *(["sb3"] if find_spec("stable_baselines3") else []),
+        ]
         speeds: dict[str, list[float]] = {side: [] for side in sides}
         for seed in range(arguments.rounds):
             for side in sides:

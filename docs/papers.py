@@ -99,14 +99,14 @@ def page(results: Path) -> str:
     intro = [
         "# Ten papers",
         "",
-        "Each paper's abstract as claims of a grid on real data and small networks (`grids/proxies/`, minutes on two cores). The comments of",
-        "each grid say which statement a claim stands for, what no grid can decide and why, and what was tuned. `grids/papers/` has the",
-        "same questions at the papers' own scale. A verdict on a proxy is about the proxy.",
+        "Each paper's abstract as claims of a grid on real data and small networks (`grids/proxies/`, minutes on two cores).",
+        "The comments of each grid say which statement a claim stands for, what no grid can decide and why, and what was",
+        "tuned. `grids/papers/` has the same questions at the papers' own scale. A verdict on a proxy is about the proxy.",
         "",
         f"Made by `make papers` at commit {commit()}.",
         "",
-        "A grid's claims are worth as much as its controls: a null control (the same method under another name) must be undecided, a positive",
-        "control (a planted difference) supported.",
+        "A grid's claims are worth as much as its controls: a null control (the same method under another name) must be",
+        "undecided, a positive control (a planted difference) supported.",
         "",
     ]
     parts = [section(name, title, memory, registry) for name, title in PAPERS.items()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -215,8 +215,8 @@ class ControlTask(Task):
         if self.time_limit is not None and self.time_limit < 1:
             raise ValueError(f"time_limit: found {self.time_limit}, must be positive")
 
-    def recipe(self) -> PPORecipe:
-        return PPORecipe()
+    def recipe(self) -> Recipe:
+        return self.recipe_class()
 
     def check(self, recipe: Recipe) -> None:
         check_environment(self.environment)
@@ -227,6 +227,20 @@ class ControlTask(Task):
 
 
 SOURCE = "Gymnasium's {}; Schulman et al. 2017, arXiv 1707.06347"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AcrobotRecipe(PPORecipe):
+    """300,000 environment steps unless given."""
+
+    budget: ClassVar[int] = 300_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class LunarLanderRecipe(PPORecipe):
+    """A million environment steps unless given."""
+
+    budget: ClassVar[int] = 1_000_000
 
 
 @register_task("cartpole/ppo")
@@ -241,22 +255,18 @@ class CartPole(ControlTask):
 class Acrobot(ControlTask):
     """PPO on Acrobot-v1: swing the tip above the line; minus one for each step until then, 500 at most."""
 
+    recipe_class = AcrobotRecipe
     environment = "Acrobot-v1"
     source = SOURCE.format("Acrobot-v1")
-
-    def recipe(self) -> PPORecipe:
-        return PPORecipe(env_steps=300_000)
 
 
 @register_task("lunarlander/ppo")
 class LunarLander(ControlTask):
     """PPO on LunarLander-v3: land between two flags with four actions. Needs Box2D: the extra `box2d`."""
 
+    recipe_class = LunarLanderRecipe
     environment = "LunarLander-v3"
     source = SOURCE.format("LunarLander-v3")
-
-    def recipe(self) -> PPORecipe:
-        return PPORecipe(env_steps=1_000_000)
 
 
 @register_task("mountaincar/ppo")

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import socket
 import subprocess
 import sys
 import time
@@ -48,6 +49,7 @@ class Machines:
                 "num_cpus": 0,
                 "include_dashboard": True,
                 "dashboard_port": 0,
+                "dashboard_agent_listen_port": free_port(),  # the default is taken where another Ray runs
                 "temp_dir": str(self.folder),
                 "object_store_memory": 80 << 20,
                 "env_vars": self.environment,
@@ -78,6 +80,13 @@ class Machines:
         """Ends all of it."""
         self._cluster.shutdown()
         self.nodes.clear()
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def token() -> dict[str, str]:

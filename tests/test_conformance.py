@@ -8,6 +8,7 @@ from harness.registry import KINDS, Item, Registry
 from tasks.data import MissingData
 
 SHOWN_BY = {
+    "tasks.control": {"cartpole/ppo", "acrobot/ppo"},
     "tasks.vision": {"breast_cancer/mlp", "digits/any"},
     "tasks.language": {"stdlib/gpt_tiny"},
 }

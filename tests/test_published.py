@@ -1,7 +1,7 @@
 """Published statements that can be checked without training, against the numbers that the authors released.
 
-The rest lies beside the methods: the refresh rule's main table, 33.4 % and boundaries (methods/test_balanced_adam.py), the weights of
-the released federated rounds (methods/test_fed_oui.py), the ranges of the controlled signal (probes/test_scale.py).
+The rest lies beside the methods: the refresh rule's main table, 33.4 % and boundaries (methods/test_balanced_adam.py), the
+weights of the released federated rounds (methods/test_fed_oui.py), the ranges of the controlled signal (probes/test_scale.py).
 """
 
 import pytest

@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+import numpy as np
+from numpy.typing import NDArray
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
@@ -344,18 +347,18 @@ def ranks(means: dict[str, float], groups: Sequence[Sequence[str]], title: str, 
         return svg(figure, title, text, key)
 
 
-def heat_map(layers: Sequence[str], steps: Sequence[float], table: Any, text: str, key: str) -> str:
-    """A measure by layer (rows, the first on top) and step (columns)."""
+def heat_map(layers: Sequence[str], steps: Sequence[float], table: NDArray[np.float64], text: str, key: str) -> str:
+    """A measure by layer (rows, the first on top) and step (columns); the axis says which values are dark and light."""
     height = 0.95 + 0.22 * max(3, min(len(layers), 24))
     with canvas(height=height, left=0.3) as (figure, axes):
-        axes.set_position((0.3, 0.5 / height, 0.56, 1 - 0.65 / height))
+        axes.set_position((0.3, 0.5 / height, 0.66, 1 - 0.65 / height))
         axes.grid(False)
-        image = axes.imshow(table, aspect="auto", interpolation="none", cmap="viridis")
-        bar = figure.colorbar(image, cax=figure.add_axes((0.885, 0.5 / height, 0.025, 1 - 0.65 / height)))
-        bar.outline.set_visible(False)
+        axes.imshow(table, aspect="auto", interpolation="none", cmap="viridis")
         every = max(1, -(-len(layers) // 24))
         axes.set_yticks(range(0, len(layers), every), [plain(layer, 18) for layer in layers[::every]])
         places = sorted({0, (len(steps) - 1) // 2, len(steps) - 1})
         axes.set_xticks(places, [f"{steps[place]:,.0f}" for place in places])
-        axes.set_xlabel("step")
+        known = table[np.isfinite(table)]
+        ends = f"; dark {known.min():.3g}, light {known.max():.3g}" if known.size else ""
+        axes.set_xlabel(f"step{ends}")
         return svg(figure, "by layer over training", text, key)

@@ -20,8 +20,8 @@ from harness.judging.telling import difference
 from harness.judging.verdicts import Part, Verdict
 from harness.recording.records import Results
 
-MAPS = 4
-"""Maps by layer that are drawn for each task."""
+MAPS = 24
+"""Maps by layer that a report draws, four for each task at most."""
 
 MEASURES = 3
 """Measures without layers that are drawn for each task."""
@@ -75,7 +75,7 @@ def task_figures(findings: Findings, table: TaskTable, memory: Results, key: str
         ),
         cost_figure(table, f"{key}q"),
         *sensitivities(evidence, task, shown, f"{key}s"),
-        *probe_figures(shown, tracks, unit, f"{key}p"),
+        *probe_figures(shown, tracks, (unit, min(4, max(1, MAPS // len(findings.tables)))), f"{key}p"),
     ]
     return [figure for figure in found if figure is not None]
 
@@ -175,9 +175,14 @@ def _point(x: Any, cells: Sequence[Row]) -> tuple[Any, float, float, float]:
 
 
 def probe_figures(
-    rows: Sequence[Row], tracks: dict[str, list[dict[str, Track]]], unit: str, key: str
+    rows: Sequence[Row], tracks: dict[str, list[dict[str, Track]]], limits: tuple[str, int], key: str
 ) -> Iterator[Figure]:
-    """Maps by layer over training for measures that have layers, curves for those that have not."""
+    """Maps by layer over training for measures that have layers, curves for those that have not.
+
+    Args:
+        limits: the unit of the curves, and how many maps to draw at most.
+    """
+    unit, most = limits
     names = list(dict.fromkeys(n for all_ in tracks.values() for t in all_ for n in t if n.startswith("probe/")))
     maps, single = layered(names)
     for place, name in enumerate(single[:MEASURES]):
@@ -189,7 +194,7 @@ def probe_figures(
         for measure in maps:
             own = [name for name in maps[measure] if any(name in track for track in tracks[method.label])]
             if (
-                drawn < MAPS
+                drawn < most
                 and len(own) > 1
                 and (figure := layer_map(method, measure, own, tracks, f"{key}{index}m{drawn}"))
             ):

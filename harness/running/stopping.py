@@ -50,7 +50,7 @@ def stop_local(results: Results, grid: str) -> bool:
         known = submissions(results, grid)
         if known and "ended" not in known[-1].about and (driver := _driver(known[-1])):
             driver.send_signal(signal.SIGINT)
-            _wait(results, grid, driver)
+            _wait(grid, driver)
             return True
         if time.monotonic() > deadline:
             raise Infrastructure(f"grid {grid}: some process holds {folder}, but no submission names it")
@@ -77,8 +77,10 @@ def _driver(submission: Submission) -> psutil.Process | None:
     return process if ours else None
 
 
-def _wait(results: Results, grid: str, driver: psutil.Process) -> None:
-    try:
-        driver.wait(STOP_SECONDS)
-    except psutil.TimeoutExpired as error:
-        raise Infrastructure(f"grid {grid}: process {driver.pid} does not end") from error
+def _wait(grid: str, driver: psutil.Process) -> None:
+    """Until the process has ended, whether or not whoever started it has taken note."""
+    deadline = time.monotonic() + STOP_SECONDS
+    while driver.is_running() and driver.status() != psutil.STATUS_ZOMBIE:
+        if time.monotonic() > deadline:
+            raise Infrastructure(f"grid {grid}: process {driver.pid} does not end")
+        time.sleep(0.1)

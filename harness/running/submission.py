@@ -36,6 +36,9 @@ JOB_SETTINGS = SETTINGS | {
 PATIENCE = 60.0
 """Seconds that a head which no longer answers is asked again."""
 
+READY = 180.0
+"""Seconds that a head which has just started is given to take jobs."""
+
 TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -179,7 +182,7 @@ def submit(client: Any, plan: Plan, plugins: Sequence[Path], target: Target, say
 
 def _send(client: Any, id: str, folder: Path, order: Order, driver_label: str | None) -> None:
     selector = dict([driver_label.split("=")]) if driver_label else None
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + READY
     while True:
         try:
             client.submit_job(

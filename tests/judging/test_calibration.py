@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 from dataclasses import replace
@@ -17,7 +18,9 @@ from harness.screening import decide
 INF = math.inf
 
 
-def run(lr: float, seed: int, success: bool, final: float = 0.0, cost: float = 1.0, task: str = "a", **values: float) -> Run:
+def run(
+    lr: float, seed: int, success: bool, final: float = 0.0, cost: float = 1.0, task: str = "a", **values: float
+) -> Run:
     return Run(task, lr, str(seed), values, final, success, cost)
 
 
@@ -96,7 +99,7 @@ def test_without_successes_it_is_undefined() -> None:
     assert judged.precision is None and judged.recall is None and judged.interval is None
     only = [replace(r, success=r.seed == "0" and r.success) for r in HAND]  # nothing to fit on where seed 0 is held out
     assert accept("early_return", only, 0.5, "seed")[:3] == [None, None, None]
-    console = Console(record=True, width=160, file=open("/dev/null", "w"))
+    console = Console(record=True, width=160, file=io.StringIO())
     console.print(table([judged]))
     assert "undefined" in console.export_text()
 

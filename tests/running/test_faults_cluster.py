@@ -55,7 +55,8 @@ def test_a_node_is_drained_as_preempted(tmp_path: Path, undisturbed: Place) -> N
         node = until(lambda: node_of(place, cluster), 30, "a node at work")
         reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
         deadline = int((time.time() + 5) * 1000)
-        GcsClient(address=cluster.address).drain_node(node.node_id, reason, "preempted", deadline)
+        accepted, why = GcsClient(address=cluster.address).drain_node(node.node_id, reason, "preempted", deadline)
+        assert accepted, why
         time.sleep(3)
         cluster.remove(node)
         place.pace(0)

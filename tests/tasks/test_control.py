@@ -18,7 +18,7 @@ from harness.registry import Registry
 from harness.streams import Streams
 from harness.training.loop import Interrupted, unpack
 from harness.training.trial import build_recipe, run_trial
-from tasks.control import PPO, CartPole, ControlTask
+from tasks.control import PPO, Acrobot, CartPole, ControlTask
 from tasks.ppo import ActorCritic, PPORecipe, Trajectory, generalized_advantages, ppo_objective, rollout_batch
 
 SMALL = {"env_steps": 512, "envs": 2, "rollout": 64, "batch": 32, "evaluate_every": 1000}  # 16 steps per update
@@ -76,10 +76,12 @@ def workload(task: ControlTask | None = None, seed: int = 0, **recipe: Any) -> P
 
 
 def test_default_recipe_is_cleanrl() -> None:
-    recipe = CartPole().recipe().resolve()
+    recipe = build_recipe(CartPole(), {})
     assert (recipe.envs, recipe.rollout, recipe.epochs, recipe.envs * recipe.rollout // recipe.batch) == (4, 128, 4, 4)
     assert (recipe.updates, recipe.steps, recipe.env_steps) == (390, 6240, 199_680)
     assert recipe.resolve() == recipe
+    assert Acrobot().recipe().resolve().env_steps == 299_520  # type: ignore[attr-defined]
+    assert build_recipe(Acrobot(), {"steps": 32}).env_steps == build_recipe(CartPole(), {"steps": 32}).env_steps == 1024
 
 
 @pytest.mark.parametrize(

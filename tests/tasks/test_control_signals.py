@@ -136,9 +136,7 @@ def test_signals_are_those_of_the_definitions() -> None:
     assert signals.values["oui_critic"] == pytest.approx(critic)
 
 
-def test_monitoring_leaves_the_trajectory(
-    tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_monitoring_leaves_the_trajectory(tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     watched = checkpoint(tmp_path / "a", registry, 40, record_every=1)
     monkeypatch.setattr(PatternSignals, "measure", lambda self, model: None)
     alone = checkpoint(tmp_path / "b", registry, 40)
