@@ -137,5 +137,3 @@ def test_explain_says_where_values_come_from(tmp_path: Path) -> None:
     assert rows["recipe.steps"][1:] == ["7", "--set"]
 
 
-def test_what_comes_later_says_so() -> None:
-    assert "not yet" in harness("report", "grid.yaml", status=2)

@@ -318,6 +318,7 @@ if "harness.running.warm" in " ".join(open("/proc/self/cmdline").read().split("\
 )
 
 
+@pytest.mark.slow
 def test_a_plugin_that_breaks_on_workers_only(tmp_path: Path) -> None:
     """The driver can import it, no worker can: its trials fail with the reason, the others finish."""
     place = Place(tmp_path, GRID.replace("slow + sgd", "sgd").replace("seeds: 2", "seeds: 1"), BROKEN)

@@ -57,7 +57,9 @@ def test_branches_leave_one_run(tmp_path: Path) -> None:
     for seed in range(2):
         trunk = branches["adamw", seed]
         assert trunk.weights == alone["adamw", seed].weights, "keeping a checkpoint changes nothing"
-        assert branches["rides", seed].weights == trunk.weights, "the branch that changes nothing is the trunk, to the bit"
+        assert branches["rides", seed].weights == trunk.weights, (
+            "the branch that changes nothing is the trunk, to the bit"
+        )
         assert branches["sgd", seed].weights not in (trunk.weights, alone["sgd", seed].weights)
         assert [r["step"] for r in results.trial(plan_hash(plan, "sgd", seed)).records()] == [20, 30, 40]
     assert not survey(plan, results).to_run
@@ -81,11 +83,11 @@ def test_weights_of_another_task(tmp_path: Path) -> None:
         start: {method: sgd, from: adamw, of: digits/mlp(activation=relu)}
         """,
     )
-    with pytest.raises(GridError, match="start.of.*no task of this grid"):
+    with pytest.raises(GridError, match=r"start.of.*no task of this grid"):
         planned(grid, registry)
     text = grid.read_text().replace("digits/mlp(activation=relu)", "digits/mlp")
     grid.write_text(text)
-    with pytest.raises(GridError, match="start.of.*allowed: one of digits/mlp, digits/mlp"):
+    with pytest.raises(GridError, match=r"start.of.*allowed: one of digits/mlp, digits/mlp"):
         planned(grid, registry)
 
 
@@ -96,7 +98,7 @@ def test_weights_that_fit_are_taken() -> None:
     assert torch.equal(other_head.linear1.weight, pretrained.linear1.weight)
     assert torch.equal(other_head.linear2.bias, pretrained.linear2.bias)
     assert torch.equal(other_head.linear3.weight, own)
-    with pytest.raises(ValueError, match="linear3.bias"):
+    with pytest.raises(ValueError, match=r"linear3\.bias"):
         load_weights(mlp(8, [6, 4], 3), pretrained.state_dict(), exact=True)
     with pytest.raises(ValueError, match="weights of another model"):
         load_weights(torch.nn.Conv2d(1, 1, 3), pretrained.state_dict(), exact=False)
