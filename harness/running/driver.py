@@ -134,6 +134,7 @@ class Run:
                     "commit_every": self.options.commit_every,
                     "report_every": 1.0,
                     "slots": progress.slots,
+                    "since": time.time(),
                 }
                 self._take(run_units(units, settings, listener))
             if self.outcome.interrupted or self.outcome.unwritable():

@@ -24,7 +24,7 @@ class Worker(tune.Trainable):
     """Runs units one after another; `step` returns about once a second, so that Tune can stop a unit.
 
     A configuration names the units to run, one after another. `setup` takes `table`, the units as text by name, and
-    `settings`: `results`, `plugins`, `commit_every`, `report_every`.
+    `settings`: `results`, `plugins`, `commit_every`, `report_every`, and `since`, when this stage of the run began.
     """
 
     def setup(  # type: ignore[override]  # Tune hands over what `with_parameters` was given
@@ -84,7 +84,7 @@ class Worker(tune.Trainable):
         """Leaves out what an earlier try of this unit has finished: a worker that died takes its unit up from the start."""
         for trial in list(self._waiting):
             result = TrialRecords(Path(self._settings["results"]), trial.hash).result()
-            if result is not None and result.status in OVER and result.code == trial.code:
+            if result is not None and result.status in OVER and result.ended >= self._settings["since"]:
                 self._waiting.remove(trial)
                 self._ended[trial.hash] = result.status.value, result.ended - result.started
 

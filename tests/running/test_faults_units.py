@@ -86,15 +86,18 @@ def test_a_cluster_that_is_gone_is_no_memory_kill(monkeypatch: pytest.MonkeyPatc
 
 def test_a_unit_that_is_tried_again_keeps_what_it_has_finished(tmp_path: Path) -> None:
     carried = units("a", "b", "c")
-    for name, status, code in (
-        ("a", Status.FINISHED, "code"),
-        ("b", Status.LOST, "code"),
-        ("c", Status.FINISHED, "old"),
+    for name, status, ended in (
+        ("a", Status.FINISHED, 3.0),
+        ("b", Status.LOST, 3.0),
+        ("c", Status.FINISHED, 1.5),  # by an earlier run, which this one does again
     ):
-        with Attempt(tmp_path, name, "{}", code) as attempt:
-            attempt.finish(Result(name, status, code, started=1.0, ended=3.0))
+        with Attempt(tmp_path, name, "{}", "code") as attempt:
+            attempt.finish(Result(name, status, "code", started=1.0, ended=ended))
     worker = Worker.__new__(Worker)
-    worker._table, worker._settings = {unit.name: unit.to_json() for unit in carried}, {"results": str(tmp_path)}
+    worker._table, worker._settings = (
+        {unit.name: unit.to_json() for unit in carried},
+        {"results": str(tmp_path), "since": 2.0},
+    )
     worker._begin(["a", "b", "c"])
     worker._pass_over_done()
     assert [trial.hash for trial in worker._waiting] == ["b", "c"], "lost ones and those of other code are run"
