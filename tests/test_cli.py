@@ -135,5 +135,3 @@ def test_explain_says_where_values_come_from(tmp_path: Path) -> None:
     rows = {line.split()[0]: line.split() for line in shown.splitlines() if line.strip()}
     assert rows["recipe.lr"][1:] == ["0.01", "recipes[0].set.lr"]
     assert rows["recipe.steps"][1:] == ["7", "--set"]
-
-
