@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -55,10 +55,21 @@ def _parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
+def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    """All statements, however deep: imports are among them, and expressions are most of a tree."""
+    for node in body:
+        yield node
+        for part in ("body", "orelse", "finalbody"):
+            yield from _statements(getattr(node, part, ()))
+        for part in ("handlers", "cases"):
+            for branch in getattr(node, part, ()):
+                yield from _statements(branch.body)
+
+
 @lru_cache(maxsize=4096)
 def _imports(path: Path) -> list[Path]:
     files = []
-    for node in ast.walk(_parse(path)):
+    for node in _statements(_parse(path).body):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # its subpackages load where they are first used: the leaderboard needs none of `stats`
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 from scipy.special import stdtrit
 
 Array = NDArray[np.float64]
@@ -62,7 +62,7 @@ def interquartile_mean(scores: Array) -> Array:
     >>> float(interquartile_mean(np.array([[0.0, 1.0], [2.0, 100.0]])))
     1.5
     """
-    return stats.trim_mean(scores.reshape(*scores.shape[:-2], -1), 0.25, axis=-1)
+    return scipy.stats.trim_mean(scores.reshape(*scores.shape[:-2], -1), 0.25, axis=-1)
 
 
 def optimality_gap(scores: Array, goal: float = 1.0) -> Array:
@@ -161,7 +161,7 @@ def probability_of_improvement(ours: ArrayLike, theirs: ArrayLike) -> float:
     """
     x, y = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
     chances = [
-        stats.mannwhitneyu(a, b, alternative="greater", method="asymptotic").statistic / (len(a) * len(b))
+        scipy.stats.mannwhitneyu(a, b, alternative="greater", method="asymptotic").statistic / (len(a) * len(b))
         for a, b in zip(x.T, y.T, strict=True)
     ]
     return float(np.mean(chances))
@@ -176,7 +176,7 @@ def failure_rate(failed: int, trials: int, confidence: float = 0.95) -> Estimate
     """
     if not 0 <= failed <= trials or not trials:
         raise ValueError(f"failed: found {failed} of {trials} trials")
-    interval = stats.binomtest(failed, trials).proportion_ci(confidence, "exact")
+    interval = scipy.stats.binomtest(failed, trials).proportion_ci(confidence, "exact")
     return Estimate(failed / trials, float(interval.low), float(interval.high))
 
 
@@ -190,6 +190,6 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], kind: str = "spearm
         raise ValueError(f"kind: found {kind!r}, allowed: spearman, kendall")
     if len(x) < 2 or len(set(x)) < 2 or len(set(y)) < 2:
         return None
-    a, b = stats.rankdata(x), stats.rankdata(y)
-    found = stats.spearmanr(a, b) if kind == "spearman" else stats.kendalltau(a, b)
+    a, b = scipy.stats.rankdata(x), scipy.stats.rankdata(y)
+    found = scipy.stats.spearmanr(a, b) if kind == "spearman" else scipy.stats.kendalltau(a, b)
     return float(found.statistic)
