@@ -1,0 +1,147 @@
+"""Commands before a grid is run: what there is, one trial of it, what a grid comes to, and whether the machine is well."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from harness.commands.shared import (
+    RESULTS,
+    GridArgument,
+    PluginOption,
+    ResultsOption,
+    SetOption,
+    TrackingOption,
+    app,
+    console,
+    fail,
+    open_plan,
+    open_registry,
+    open_results,
+)
+
+
+@app.command("list")
+def list_(plugin: PluginOption = None) -> None:
+    """Lists tasks, methods, probes and kinds of claims."""
+    from harness.registry import KINDS
+    from harness.showing import items
+
+    registry = open_registry(plugin)
+    out = console()
+    for kind in (*KINDS, "claim"):
+        out.print(items(kind, registry.items(kind)))
+        out.print()
+    out.print("Next: harness describe NAME")
+
+
+@app.command()
+def describe(
+    name: Annotated[str, typer.Argument(help="A task, method, probe or kind of claim.")],
+    plugin: PluginOption = None,
+    check: Annotated[bool, typer.Option("--check", help="Runs the conformance suite on it.")] = False,
+) -> None:
+    """Describes a task, method, probe or kind of claim: options, offers, needs, owns, source."""
+    from harness.registry import KINDS
+    from harness.showing import card
+
+    registry = open_registry(plugin)
+    listed = [item for kind in (*KINDS, "claim") for item in registry.items(kind)]
+    found = [item for item in listed if item.name == name]
+    if not found:
+        from harness.options import nearest
+
+        known = [item.name for item in listed]
+        raise fail(f"NAME: found {name!r}, allowed: {', '.join(known)}{nearest(name, known)}", 2)
+    out = console()
+    for item in found:
+        out.print(card(item))
+        if check and item.kind == "claim":
+            raise fail(f"--check: found {name}, a kind of claim, allowed: a task, method or probe", 2)
+        if check:
+            from harness.conformance import check_item
+
+            failures = 0
+            for verdict in check_item(item, registry):
+                out.print(f"  {'ok  ' if verdict.ok else 'FAIL'}  {verdict.name}{verdict.detail}")
+                failures += not verdict.ok
+            if failures:
+                raise fail(f"{name}: {failures} checks failed", 1)
+
+
+@app.command()
+def trial(
+    task: Annotated[str, typer.Argument(help="A task, such as digits/mlp.")],
+    method: Annotated[str, typer.Argument(help="A method, or a composition: 'a + b'.")],
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    probe: Annotated[list[str] | None, typer.Option("--probe", help="A probe to measure with.")] = None,
+    set_: SetOption = None,
+    plugin: PluginOption = None,
+    results: ResultsOption = RESULTS,
+) -> None:
+    """Runs one trial in the foreground, with neither Ray nor MLflow. Its records are those that a grid would leave.
+
+    --set takes task.OPTION, method.OPTION (method.MEMBER.OPTION in a composition), recipe.FIELD and resources.FIELD.
+    """
+    from harness.foreground import run_foreground
+
+    raise typer.Exit(run_foreground(task, method, seed, probe or [], set_ or [], open_registry(plugin), results))
+
+
+@app.command()
+def plan(
+    grid: GridArgument,
+    explain: Annotated[
+        str | None, typer.Option("--explain", metavar="TRIAL", help="Where its values come from.")
+    ] = None,
+    set_: SetOption = None,
+    plugin: PluginOption = None,
+    results: ResultsOption = RESULTS,
+) -> None:
+    """Shows what a grid holds and what of it is done: cells, reasons, statuses, an estimate of the time."""
+    from harness.planning.errors import GridError
+    from harness.showing import explanation, overview
+
+    registry = open_registry(plugin)
+    planned, memory = open_plan(grid, set_, registry, results)
+    out = console()
+    if explain is not None:
+        try:
+            out.print(explanation(planned, explain))
+        except GridError as error:
+            raise fail(str(error), 2) from error
+        return
+    for part in overview(planned, memory, os.cpu_count() or 1):
+        out.print(part)
+    if planned.claims.listed:
+        from harness.judging.telling import doubts
+
+        for line in doubts(planned, registry):
+            out.print(line)
+    out.print(f"Next: harness run {grid}")
+
+
+@app.command()
+def doctor(
+    plugin: PluginOption = None,
+    results: ResultsOption = RESULTS,
+    tracking: TrackingOption = None,
+    address: Annotated[
+        str | None, typer.Option("--address", help="A Ray cluster; one is started here unless given.")
+    ] = None,
+) -> None:
+    """Tries everything that a grid will need, and says what to do about what is wrong."""
+    from harness.running.doctor import examine
+
+    states = set()
+    out = console()
+    for finding in examine(open_results(results), open_registry(plugin), tracking, address):
+        states.add(finding.state)
+        out.print(f"{finding.state:<8} {finding.name}: {finding.detail}")
+        if finding.advice:
+            out.print(f"         {finding.advice}")
+    if "wrong" in states:
+        raise fail("doctor: a grid would not run as things are", 3)
+    out.print("Next: harness run GRID")

@@ -1,0 +1,89 @@
+"""What every command is made of: the application, the options that several take, and what they open first."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from harness.planning.plan import Plan
+    from harness.recording.records import Results
+    from harness.registry import Registry
+
+app = typer.Typer(
+    name="harness",
+    help="Benchmark training methods: tasks x methods x seeds, every claim with its evidence.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ResultsOption = Annotated[
+    Path, typer.Option("--results", envvar="HARNESS_RESULTS", help="The folder that remembers everything computed.")
+]
+PluginOption = Annotated[
+    list[Path] | None, typer.Option("--plugin", help="A Python file that registers tasks, methods or probes.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Overrides a field; recipe.FIELD is the last word.")
+]
+TrackingOption = Annotated[
+    str | None, typer.Option("--tracking", help="An MLflow tracking URI; SQLite in the results folder unless given.")
+]
+GridArgument = Annotated[Path, typer.Argument(metavar="GRID", help="A grid file.")]
+RESULTS = Path("results")
+
+
+def fail(message: str, status: int) -> typer.Exit:
+    """Says what is wrong, on standard error, and ends with a status."""
+    typer.echo(message, err=True)
+    return typer.Exit(status)
+
+
+def open_registry(plugins: list[Path] | None) -> Registry:
+    """What is registered; a plugin that does not load is reported and left out."""
+    from harness.registry import Registry, RegistryError
+
+    try:
+        registry = Registry(plugins or [])
+    except RegistryError as error:
+        raise fail(str(error), 2) from error
+    for origin, trouble in registry.broken.items():
+        typer.echo(f"{origin}: left out, it does not load ({trouble})", err=True)
+    return registry
+
+
+def console() -> Console:
+    """Standard output; 100 columns where it is no terminal."""
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 100)
+
+
+def open_plan(grid: Path, overrides: list[str] | None, registry: Registry, results: Path) -> tuple[Plan, Results]:
+    """The plan of a grid and the results folder, or exit status 2."""
+    from harness.planning.errors import GridError
+    from harness.planning.grid import load_grid
+    from harness.planning.plan import build_plan
+
+    memory = open_results(results)
+    try:
+        return build_plan(load_grid(grid, overrides or [], registry), registry), memory
+    except GridError as error:
+        raise fail(str(error), 2) from error
+
+
+def open_results(results: Path) -> Results:
+    """The results folder, or exit status 2."""
+    from harness.recording.records import RecordsError, Results
+
+    try:
+        return Results(results)
+    except RecordsError as error:
+        raise fail(str(error), 2) from error
