@@ -144,7 +144,7 @@ def harness(task: Task) -> Run:
     from harness.method import State
     from harness.streams import Streams
     from harness.training.federation import advance
-    from harness.training.loop import Training
+    from harness.training.state import Training
     from harness.training.trial import build_recipe
     from methods.baselines import FedAvg
     from tasks.data.splits import Split, Splits

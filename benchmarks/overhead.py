@@ -41,7 +41,7 @@ def bare_trial(seed: int, recipe: dict[str, Any], report: Any = None) -> str:
     from torch.nn import functional
 
     from harness.streams import Streams
-    from harness.training.loop import weights_digest
+    from harness.training.state import weights_digest
     from tasks import data, models
 
     torch.set_num_threads(1)

@@ -22,7 +22,7 @@ import torch
 from harness.composition import Composition
 from harness.method import State
 from harness.streams import Streams
-from harness.training import loop
+from harness.training import stepping
 from harness.training.trial import build_recipe
 from tasks.informed import relative_l2
 from tasks.physics import BurgersPINN
@@ -78,8 +78,8 @@ def ours(data: Path, seed: int, adam: int, lbfgs: int) -> dict[str, float]:
     errors = {}
     for step in range(recipe.length):
         if step in (0, *recipe.switches):
-            state.optimizer = loop.build_optimizer(method, state)
-        loop.take_step(state, method)
+            state.optimizer = stepping.build_optimizer(method, state)
+        stepping.take_step(state, method)
         if step + 1 in (adam, recipe.length):
             with torch.no_grad():
                 errors[recipe.phase(step)] = relative_l2(state.model(points), field)

@@ -26,7 +26,7 @@ import torch
 from harness.composition import Composition
 from harness.method import State
 from harness.streams import Streams
-from harness.training import loop
+from harness.training import stepping
 from harness.training.stacking import Stack
 from harness.training.trial import build_recipe
 from tasks.physics import BurgersPINN, PhysicsTask, PoissonPINN
@@ -85,14 +85,14 @@ def set_up(task: PhysicsTask, seed: int = 0, **recipe: object) -> tuple[State, C
     streams = Streams(seed)
     workload = task.workload(resolved, streams, torch.device("cpu"))
     state, method = State(workload.model, workload, resolved, streams, resolved.length), Composition([])
-    state.optimizer = loop.build_optimizer(method, state)
+    state.optimizer = stepping.build_optimizer(method, state)
     return state, method
 
 
 def ours(state: State, method: Composition, steps: int) -> float:
     start = time.process_time()
     for _ in range(steps):
-        loop.take_step(state, method)
+        stepping.take_step(state, method)
     return (time.process_time() - start) / steps * 1e3
 
 
@@ -102,7 +102,7 @@ def beside_deepxde(name: str, python: str, rounds: int, compiled: bool) -> None:
         BurgersPINN(width=width, depth=depth, compiled=compiled), batch=2780, boundary=80, initial=160
     )
     start = time.perf_counter()
-    loop.take_step(state, method)
+    stepping.take_step(state, method)
     first = time.perf_counter() - start
     ours(state, method, steps // 4 + 2)
     theirs = DeepXDE(python, width, depth, steps)

@@ -29,7 +29,7 @@ from harness.composition import Composition
 from harness.probe import Probe
 from harness.registry import Registry
 from harness.streams import Streams
-from harness.training import loop
+from harness.training import stepping
 
 
 class Block(nn.Module):
@@ -92,13 +92,13 @@ class Arm:
         workload, recipe = Images(device, batch), Recipe(steps=10**6, lr=1e-4, weight_decay=1e-2).resolve()
         workload.model = method.adapt(workload.model, workload)
         state = State(workload.model, workload, recipe, Streams(0), recipe.length)
-        state.optimizer = loop.build_optimizer(method, state)
+        state.optimizer = stepping.build_optimizer(method, state)
         method.start(state)
         probes: list[Probe] = [registry.build_probe(name, options) for name, options in self.probes.items()]
 
         def step() -> None:
-            loop.set_rate(state, 1.0)
-            loop.take_step(state, method)
+            stepping.set_rate(state, 1.0)
+            stepping.take_step(state, method)
             for probe in probes:
                 probe.after_step(state)
             state.actions.clear()

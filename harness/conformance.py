@@ -24,7 +24,8 @@ from harness.registry import Item, Registry
 from harness.streams import Streams
 from harness.task import FederatedWorkload, Workload
 from harness.training import federation, loop
-from harness.training.loop import Interrupted, Training
+from harness.training.loop import Interrupted
+from harness.training.state import Training, pack
 from harness.training.trial import build_recipe, set_up, settings
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -158,7 +159,7 @@ def _objective_is_pure(workload: Workload) -> bool:
 
 def _content(workload: Workload) -> bytes:
     """What an objective may not change: buffers are not part of it, since BatchNorm keeps running statistics."""
-    return loop.pack({"workload": workload.state_dict(), "model": dict(workload.model.named_parameters())})
+    return pack({"workload": workload.state_dict(), "model": dict(workload.model.named_parameters())})
 
 
 def _batches_have_one_shape(workload: Workload) -> bool:
@@ -168,10 +169,10 @@ def _batches_have_one_shape(workload: Workload) -> bool:
 
 
 def _evaluation_changes_nothing(workload: Workload) -> bool:
-    before = loop.pack(workload.state_dict())
+    before = pack(workload.state_dict())
     with torch.no_grad():
         first, second = (workload.evaluate(workload.model, "val") for _ in range(2))
-    return first == second and before == loop.pack(workload.state_dict())
+    return first == second and before == pack(workload.state_dict())
 
 
 def _scores(registry: Registry, spec: TrialSpec) -> dict[str, float]:

@@ -22,12 +22,15 @@ ENGINE = tuple(
         "seeds.py",
         "streams.py",
         "task.py",
+        "training/evaluation.py",
         "training/federation.py",
         "training/horizon.py",
         "training/loop.py",
         "training/ranks.py",
         "training/stacking.py",
         "training/starting.py",
+        "training/state.py",
+        "training/stepping.py",
         "training/trial.py",
     )
 )

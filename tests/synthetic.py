@@ -16,7 +16,7 @@ from harness.composition import Composition
 from harness.method import State
 from harness.registry import Registry
 from harness.streams import Streams
-from harness.training import loop
+from harness.training import stepping
 from harness.training.trial import build_recipe
 from tasks.data import DATA_SETS, Raw, Split
 from tasks.data.text_prepare import write_tokens
@@ -82,14 +82,14 @@ def take_one_step(registry: Registry, name: str, batch: int = 2, **options: obje
     workload = task.workload(recipe, streams, torch.device("cpu"))
     state = State(workload.model, workload, recipe, streams, horizon=1)
     method = Composition([])
-    state.optimizer = loop.build_optimizer(method, state)
+    state.optimizer = stepping.build_optimizer(method, state)
     calls = dict.fromkeys(gates(state.model), 0)
     handles = []
     for gate_name, gate in gates(state.model).items():
         handles.append(gate.register_forward_hook(lambda *_, key=gate_name: calls.__setitem__(key, calls[key] + 1)))
     before = {key: value.detach().clone() for key, value in state.model.named_parameters()}
     for _ in range(2 if "vit_b_16" in name else 1):  # its classifier starts from zeros, which no gradient passes
-        loop.take_step(state, method)
+        stepping.take_step(state, method)
         taken = dict(calls)
         calls.update(dict.fromkeys(calls, 0))
     assert taken == dict.fromkeys(calls, 1)

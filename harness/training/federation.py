@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from harness.composition import Composition
 from harness.method import Client, Method, Round, Server, State, Update, add_scaled, weighted_sum
 from harness.task import FederatedWorkload
-from harness.training.loop import Diverged, Training, build_optimizer, set_rate, take_step
+from harness.training.state import Training
+from harness.training.stepping import Diverged, build_optimizer, set_rate, take_step
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:

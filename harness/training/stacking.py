@@ -17,7 +17,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from harness.composition import Composition
 from harness.method import Method, State
 from harness.task import Batch, Objective, Workload
-from harness.training.loop import Diverged
+from harness.training.stepping import Diverged
 
 
 class Stack:

@@ -9,7 +9,7 @@ from torch import nn
 
 from harness.identity import TrialSpec
 from harness.recording.records import Attempt, TrialRecords
-from harness.training.loop import Training, unpack
+from harness.training.state import Training, unpack
 
 
 def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], exact: bool) -> None:

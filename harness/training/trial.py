@@ -24,9 +24,11 @@ from harness.registry import Registry
 from harness.screening import Screen
 from harness.streams import Streams
 from harness.task import FederatedWorkload, Task
-from harness.training import federation, loop
-from harness.training.loop import Diverged, Interrupted, Screened, Training
+from harness.training import federation, loop, stepping
+from harness.training.loop import Interrupted, Screened
 from harness.training.starting import branch, load_weights, taken_start
+from harness.training.state import Training
+from harness.training.stepping import Diverged
 
 
 def run_trial(
@@ -141,7 +143,7 @@ def set_up(spec: TrialSpec, registry: Registry, attempt: Attempt, ranks: Ranks |
     if ranks:
         state.ranks = ranks
     if not isinstance(workload, FederatedWorkload):
-        state.optimizer = loop.build_optimizer(method, state)
+        state.optimizer = stepping.build_optimizer(method, state)
     probes = {part.name: registry.build_probe(part.name, part.options) for part in spec.probes}
     training = Training(task, state, method, probes, attempt)
     method.start(state)

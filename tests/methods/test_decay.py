@@ -18,7 +18,7 @@ from harness.method import State
 from harness.recording.records import TrialRecords
 from harness.registry import Registry
 from harness.streams import Streams
-from harness.training.loop import build_optimizer, take_step
+from harness.training.stepping import build_optimizer, take_step
 from harness.training.trial import build_recipe, settings
 from methods.ada_decay import decay_factors
 from methods.oui_decay import decay_rates

@@ -12,7 +12,8 @@ from harness.composition import Composition
 from harness.method import State
 from harness.streams import Streams
 from harness.training.federation import advance
-from harness.training.loop import Diverged, Training
+from harness.training.state import Training
+from harness.training.stepping import Diverged
 from methods.baselines import FedAvg
 from methods.fed_bn import FedBN
 from methods.fed_nova import FedNova, local_work

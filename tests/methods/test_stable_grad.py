@@ -15,7 +15,7 @@ from harness.method import Method, Ranks, State
 from harness.recording.records import Status
 from harness.registry import Registry
 from harness.streams import Streams
-from harness.training import loop
+from harness.training import stepping
 from harness.training.trial import build_recipe
 from methods.gradient_scaling import Lamb, Lars, unit_norms
 from methods.stable_grad import StableGrad, layers_of, population_std, rescale_
@@ -41,7 +41,7 @@ def trial(registry: Registry, *methods: Method, task: str = "poisson/pinn", **re
     composition = Composition(methods)
     model = composition.adapt(workload.model, workload)
     state = State(model, workload, resolved, streams, resolved.length)
-    state.optimizer = loop.build_optimizer(composition, state)
+    state.optimizer = stepping.build_optimizer(composition, state)
     return state
 
 
@@ -59,7 +59,7 @@ def step_with(registry: Registry, method: Method, **options: object) -> tuple[Re
     """The gradients before and after a method in one step."""
     before, after = Recorded(), Recorded()
     state = trial(registry, before, method, after, **options)
-    loop.take_step(state, Composition([before, method, after]))
+    stepping.take_step(state, Composition([before, method, after]))
     return before, after
 
 
@@ -188,7 +188,7 @@ def test_frozen_factors_leave_adam_without_epsilon_as_it_was(registry: Registry)
         for methods in ([], [Frozen()]):
             state = trial(registry, *methods, eps=0.0, optimizer="adam", weight_decay=0.0)
             for _ in range(20):
-                loop.take_step(state, Composition(methods))
+                stepping.take_step(state, Composition(methods))
             ends.append([parameter.detach() for parameter in state.model.parameters()])
     finally:
         torch.set_default_dtype(torch.float32)
@@ -208,7 +208,7 @@ def test_micro_batches_have_the_reference_of_their_mean(registry: Registry) -> N
 
     kept, method, after = Kept(), registry.build_method("stable_grad", {}), Recorded()
     state = trial(registry, kept, method, after, accumulate=2)
-    loop.take_step(state, Composition([kept, method, after]))
+    stepping.take_step(state, Composition([kept, method, after]))
     sigma = torch.cat(kept.seen).double().std(correction=0).item()
     assert after.gradients["linear2.weight"].double().std(correction=0).item() == pytest.approx(sigma, rel=1e-5)
 
@@ -253,7 +253,7 @@ def test_factors_are_reported_and_may_be_replaced_by_a_control(registry: Registr
     before, after = Recorded(), Recorded()
     state = trial(registry, before, method, after)
     state.control = lambda step, name, values: dict.fromkeys(values, 2.0)
-    loop.take_step(state, Composition([before, method, after]))
+    stepping.take_step(state, Composition([before, method, after]))
     assert {name for _, name, _ in state.actions} == {"factor"}
     for name, gradient in before.gradients.items():
         torch.testing.assert_close(after.gradients[name], 2 * gradient)
@@ -288,7 +288,7 @@ def test_adaptive_clipping_is_its_formula(registry: Registry) -> None:
     before, after = Recorded(), Recorded()
     state = trial(registry, before, method, after)
     weights = {name: parameter.detach().clone() for name, parameter in state.model.named_parameters()}
-    loop.take_step(state, Composition([before, method, after]))
+    stepping.take_step(state, Composition([before, method, after]))
     clipped = 0
     for name, gradient in before.gradients.items():
         if name.startswith("linear4"):

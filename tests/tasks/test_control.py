@@ -16,7 +16,8 @@ from harness.identity import Part, TrialSpec
 from harness.recording.records import Attempt, Result, TrialRecords
 from harness.registry import Registry
 from harness.streams import Streams
-from harness.training.loop import Interrupted, unpack
+from harness.training.loop import Interrupted
+from harness.training.state import unpack
 from harness.training.trial import build_recipe, run_trial
 from tasks.control import PPO, Acrobot, CartPole, ControlTask
 from tasks.ppo import ActorCritic, PPORecipe, Trajectory, generalized_advantages, ppo_objective, rollout_batch

@@ -16,7 +16,8 @@ from harness.identity import Part, TrialSpec
 from harness.recording.records import Attempt
 from harness.registry import Registry
 from harness.streams import Streams
-from harness.training.loop import Interrupted, unpack
+from harness.training.loop import Interrupted
+from harness.training.state import unpack
 from harness.training.trial import build_recipe, run_trial
 from tasks.control import PPO, CartPole
 from tasks.normalisation import ObservationNorm, RewardScale, merge

@@ -16,7 +16,7 @@ from harness.method import State
 from harness.recording.records import Status
 from harness.registry import Registry
 from harness.streams import Streams
-from harness.training import loop
+from harness.training import stepping
 from harness.training.ranks import DistributedRanks
 from harness.training.stacking import Stack
 from harness.training.trial import build_recipe, settings
@@ -160,9 +160,9 @@ def test_stacked_seeds_follow_the_plain_path(registry: Registry) -> None:
             stack.take_step()
         for seed in (0, 1):
             state, method = build(seed)
-            state.optimizer = loop.build_optimizer(method, state)
+            state.optimizer = stepping.build_optimizer(method, state)
             for _ in range(10):
-                loop.take_step(state, method)
+                stepping.take_step(state, method)
             for name, expected in state.model.state_dict().items():
                 torch.testing.assert_close(pairs[seed][0].model.state_dict()[name], expected, rtol=1e-8, atol=1e-10)
 

@@ -12,7 +12,8 @@ from harness.composition import Composition
 from harness.method import Client, State
 from harness.streams import Streams
 from harness.training.federation import advance, client_weights
-from harness.training.loop import Diverged, Training
+from harness.training.state import Training
+from harness.training.stepping import Diverged
 
 
 class Toy(FederatedWorkload):

@@ -9,7 +9,7 @@ from harness.identity import Part, TrialSpec
 from harness.method import Method, State
 from harness.registry import Registry
 from harness.streams import Streams
-from harness.training import loop
+from harness.training import stepping
 from harness.training.stacking import Stack
 from harness.training.trial import build_recipe, settings
 
@@ -44,9 +44,9 @@ def test_a_stack_follows_the_plain_path(registry: Registry, spec: TrialSpec) -> 
         weights = stacked(registry, spec, [0, 1])
         for seed in (0, 1):
             state, method = build(registry, spec, seed, adamw(registry))
-            state.optimizer = loop.build_optimizer(method, state)
+            state.optimizer = stepping.build_optimizer(method, state)
             for _ in range(20):
-                loop.take_step(state, method)
+                stepping.take_step(state, method)
             for name, expected in state.model.state_dict().items():
                 torch.testing.assert_close(weights[seed][name], expected, rtol=1e-9, atol=1e-11)
 

@@ -1,0 +1,75 @@
+"""One optimizer step: the same for supervised learning, PINNs, PPO and a federated client."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from harness.composition import Composition
+from harness.method import State
+
+
+class Diverged(Exception):
+    """The objective is no longer a finite number."""
+
+
+def build_optimizer(method: Composition, state: State) -> torch.optim.Optimizer:
+    """The optimizer of a trial in its present phase, or of a client's visit.
+
+    Raises:
+        ValueError: if the phase names an optimizer that a method owns.
+    """
+    groups = method.parameter_groups(state.workload.parameter_groups(state.model), state.recipe)
+    phase = state.recipe.phase(state.step)
+    if phase != "method":
+        owners = [getattr(part, "name", type(part).__name__) for part in method.methods if "optimizer" in part.owns]
+        if owners and phase != "lbfgs":
+            raise ValueError(f"phases: found {phase!r}, but {owners[0]} owns the optimizer; write 'method' for it")
+        return state.recipe.build_optimizer(groups, phase)
+    optimizer = method.optimizer(groups, state.recipe, state.horizon)
+    return optimizer or state.recipe.build_optimizer(groups)
+
+
+def set_rate(state: State, factor: float) -> None:
+    """Sets the learning rate of every group: the recipe's, or the group's own, times the schedule."""
+    assert state.optimizer is not None
+    for group in state.optimizer.param_groups:
+        base = group.setdefault("base_lr", group["lr"])
+        group["lr"] = base * group.get("lr_factor", 1.0) * factor
+
+
+def take_step(state: State, method: Composition) -> int:
+    """One optimizer step, the same in every family. Returns the number of samples that this rank saw.
+
+    Raises:
+        Diverged: if an objective is not finite.
+    """
+    assert state.optimizer is not None
+    recipe, ranks = state.recipe, state.ranks
+    for group in state.optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None  # `zero_grad` opens a profiler record: a fourteenth of a small step
+    state.objectives.clear()
+    state.batches = [ranks.shard(state.workload.next_batch()) for _ in range(recipe.accumulate)]
+    for batch in state.batches:
+        objective = state.workload.objective(state.model, batch)
+        state.objectives.append(objective)
+        value = float(objective.value.detach())
+        if not math.isfinite(value):
+            raise Diverged(f"the objective is {value} at step {state.step}")
+        method.before_backward(state)
+        torch.autograd.backward(objective.value if recipe.accumulate == 1 else objective.value / recipe.accumulate)
+    ranks.average_gradients(state.model, 1 / ranks.world)
+    method.after_backward(state)
+    if recipe.clip is not None:
+        nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip)
+    method.before_step(state)
+    if isinstance(state.optimizer, torch.optim.LBFGS):
+        state.optimizer.step(state.closure)
+    else:
+        state.optimizer.step()
+    state.step += 1
+    method.after_step(state)
+    return sum(objective.size for objective in state.objectives)
