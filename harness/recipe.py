@@ -144,7 +144,11 @@ class Recipe:
         return self.final_rate + (1.0 - self.final_rate) * fade
 
     def build_optimizer(
-        self, groups: Iterable[dict[str, Any]], name: str | None = None, betas: tuple[float, float] | None = None
+        self,
+        groups: Iterable[dict[str, Any]],
+        name: str | None = None,
+        betas: tuple[float, float] | None = None,
+        eps: float | None = None,
     ) -> torch.optim.Optimizer:
         """The plain optimizer called `name` (this recipe's own unless given) over parameter groups, with this recipe's numbers.
 
@@ -167,7 +171,7 @@ class Recipe:
             groups,
             lr=self.lr,
             betas=betas or (self.beta1, self.beta2),
-            eps=self.eps,
+            eps=self.eps if eps is None else eps,
             weight_decay=self.weight_decay,
             fused=True,
         )

@@ -129,7 +129,7 @@ class Assembler:
             if pair not in found:
                 found[pair] = objection(self.tasks[pair[0]].task, self.methods[pair[1]])
             gone = [source for source in cell.sources if source in reasons]
-            if reason := found[pair]:
+            if reason := self.grid.left_out_because(cell.task, cell.method) or found[pair]:
                 reasons[number] = reason
             elif gone:
                 reasons[number] = f"takes a value from {cells[gone[0]].label}, which is left out: {reasons[gone[0]]}"

@@ -18,7 +18,7 @@ from harness.planning.claims import Claims, check_claims
 from harness.planning.entries import Choice, Entry, method_choices, probe_choices, task_choices
 from harness.planning.errors import Where, listed
 from harness.planning.reading import Draft, read_draft
-from harness.planning.schema import TRIALS, GridFile, RecipeRule, ResourceRule, StartRule, validate
+from harness.planning.schema import TRIALS, GridFile, LeaveOutRule, RecipeRule, ResourceRule, StartRule, validate
 from harness.planning.screening import check_screening
 from harness.planning.tuning import Tuning, check_tuning
 from harness.registry import Registry
@@ -49,6 +49,8 @@ class Grid:
     methods: list[Choice]
     """The baseline first."""
     seeds: list[dict[str, int]]
+    left_out: list[LeaveOutRule]
+    """The cells that it does without."""
     rules: list[Rule]
     probes: list[Choice]
     requests: list[tuple[ResourceRule, str]]
@@ -76,6 +78,11 @@ class Grid:
             if task in rule.terms and fnmatchcase(method, rule.method):
                 terms |= rule.terms[task]
         return terms
+
+    def left_out_because(self, task: Choice, method: Choice) -> str | None:
+        """Why the grid does without a task's cells of a method, if it does."""
+        matching = (r for r in self.left_out if _matches(task, r.task) and _matches(method, r.method))
+        return next((rule.because for rule in matching), None)
 
     def resources(self, task: str, method: str) -> tuple[Resources, dict[str, str]]:
         """What a cell asks for, and where that was written, by field: the last word wins."""
@@ -125,6 +132,7 @@ def check_grid(draft: Draft, registry: Registry) -> Grid:
         tasks=tasks,
         methods=methods,
         seeds=seeds,
+        left_out=_left_out(parsed, draft, tasks, methods),
         rules=[
             _rule(rule, draft.where(["recipes", i]), tasks, methods, registry) for i, rule in enumerate(parsed.recipes)
         ],
@@ -158,6 +166,20 @@ def _seeds(written: int | list[int] | dict[str, int], where: Where) -> list[dict
 def _most(seeds: list[dict[str, int]]) -> int:
     """How many values the stream has that varies most."""
     return max(len({seed[stream] for seed in seeds}) for stream in seeds[0])
+
+
+def _matches(choice: Choice, pattern: str) -> bool:
+    return fnmatchcase(choice.name, pattern) or fnmatchcase(choice.label, pattern)
+
+
+def _left_out(parsed: GridFile, draft: Draft, tasks: list[Choice], methods: list[Choice]) -> list[LeaveOutRule]:
+    for index, rule in enumerate(parsed.leave_out):
+        for kind, choices in (("task", tasks), ("method", methods)):
+            pattern = getattr(rule, kind)
+            if not any(_matches(choice, pattern) for choice in choices):
+                known = list(dict.fromkeys(choice.label for choice in choices))
+                raise draft.where(["leave_out", index]).at(kind).unknown(pattern, f"{kind} of this grid", known)
+    return parsed.leave_out
 
 
 def _starts(

@@ -150,6 +150,14 @@ StartRules = Annotated[
 ]
 
 
+class LeaveOutRule(Model):
+    """Cells that a grid does without: of the tasks and methods that two globs match, by name or by label."""
+
+    task: str = "*"
+    method: str = "*"
+    because: Annotated[str, Field(min_length=1)]
+
+
 class TuningRule(Model):
     """How many points every method of a task is tried at before it is run, and where they come from."""
 
@@ -179,6 +187,7 @@ class GridFile(Model):
     tasks: Annotated[list[Entry], Field(min_length=1)]
     methods: Annotated[list[Entry], Field(min_length=1)]
     seeds: Seeds
+    leave_out: list[LeaveOutRule] = []
     recipes: list[RecipeRule] = []
     probes: list[Entry] = []
     resources: ResourceRules = []
@@ -251,6 +260,7 @@ def _translate(problem: ErrorDetails, draft: Draft) -> GridError:
 def _fields(path: list[int | str]) -> list[str]:
     """The fields of the model that the last part of the path lies in."""
     inner: dict[int | str, type[Model]] = {
+        "leave_out": LeaveOutRule,
         "recipes": RecipeRule,
         "resources": ResourceRule,
         "screening": ScreeningRule,

@@ -359,6 +359,16 @@ MALFORMED = [
         file="base.yaml",
         others={"base.yaml": GOOD + "recipes: [{set: {lrr: 0.1}}]\n"},
     ),
+    # Cells left out.
+    Malformed(
+        "left out: no such method",
+        GOOD + "leave_out: [{method: adamm, because: slow}]\n",
+        "leave_out[0].method",
+        ("found 'adamm', which is no method of this grid", "did you mean 'adamw'?"),
+    ),
+    Malformed(
+        "left out without a reason", GOOD + "leave_out: [{method: adamw}]\n", "leave_out[0].because", ("found nothing",)
+    ),
     # The plan.
     Malformed(
         "no cell remains", grid(methods="[fed_avg]"), "methods", ("no cell that can run", "needs clients"), heavy=True

@@ -37,6 +37,18 @@ def test_cells_are_left_out_with_their_reasons(planned: Planner) -> None:
     ]
 
 
+def test_a_grid_does_without_cells_and_says_why(planned: Planner) -> None:
+    rule = "leave_out: [{task: '*(activation=relu)', method: sgd, because: too easy}]\n"
+    tasks = "[digits/mlp: {activation: relu}, digits/mlp: {activation: tanh}]"
+    plan = planned(grid(tasks=tasks, methods="[adamw, sgd]") + rule)
+    assert [(trial.task_label, trial.spec.method) for trial in plan.trials] == [
+        ("digits/mlp(activation=relu)", "adamw"),
+        ("digits/mlp(activation=tanh)", "adamw"),
+        ("digits/mlp(activation=tanh)", "sgd"),
+    ]
+    assert plan.left_out == [LeftOut("digits/mlp(activation=relu)", "sgd", "too easy")]
+
+
 def test_a_probe_that_a_task_cannot_carry_is_left_out_there_alone(tmp_path: Path, planned: Planner) -> None:
     file = plugin(
         tmp_path,
