@@ -16,7 +16,7 @@ from harness.judging.evidence import Evidence
 from harness.judging.lookahead import next_batch
 from harness.judging.paired import sign_flip_p
 from harness.judging.ranks import ranking
-from harness.judging.reading import looks, undecidable
+from harness.judging.reading import looks, one_sided, undecidable
 from harness.judging.statistics import AGGREGATES, aggregate, profile
 from harness.judging.verdicts import Outcome, Verdict, judge
 from harness.planning.plan import Plan
@@ -163,6 +163,15 @@ def test_the_plan_flags_what_no_outcome_could_decide(registry: Registry) -> None
     assert undecidable(made_plan(claims[:1], seeds=5, level=0.01), registry)
     alone = made_plan([{"better": "a", "than": "b", "on": "x"}])
     assert "found no trials" in next(iter(undecidable(alone, registry).values()))
+
+
+def test_the_plan_flags_what_could_come_out_one_way_only(registry: Registry) -> None:
+    """Five seeds give p = 1/32 at best: enough for "on every one of two tasks", not for "not on every one", twice that."""
+    claim = {"better": "a", "than": "b"}
+    (reason,) = one_sided(made_plan([claim], tasks=("t", "u"), seeds=5), registry).values()
+    assert reason == "5 seeds are too few at 0.05, corrected for 1 claims for contradicted: 6 would do"
+    assert not one_sided(made_plan([claim], tasks=("t", "u"), seeds=6), registry)
+    assert not one_sided(made_plan([claim], tasks=("t", "u"), seeds=4), registry)
 
 
 def test_diverged_rank_worst_screened_are_censored_failed_hold_back(registry: Registry) -> None:
