@@ -21,6 +21,8 @@ CONTROLLED = (
     "refresh",
     "fed_oui_noisy",
     "fed_sq",
+    "oui_screening",
+    "oui_screening_lunarlander",
 )
 
 
