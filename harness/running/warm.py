@@ -176,8 +176,15 @@ class Warm:
         from harness.training.loop import Interrupted
         from harness.training.trial import run_trial
 
+        screen = Screen.from_json(order.screen) if order.screen else None
+        looked = time.monotonic()
+
         def halt(step: int) -> bool:
+            nonlocal looked
             self.shared[:8] = step.to_bytes(8, "little")
+            if screen and screen.compares and time.monotonic() - looked > 0.5:
+                looked = time.monotonic()
+                return bool(attempt.trial.verdict(screen.mark, order.code)) or halted()
             return halted()
 
         try:
@@ -189,7 +196,7 @@ class Warm:
                     attempt,
                     values=order.values,
                     keep=order.keep,
-                    screen=Screen.from_json(order.screen) if order.screen else None,
+                    screen=screen,
                     commit_every=self.commit_every,
                     halt=halt,
                 )

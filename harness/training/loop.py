@@ -61,23 +61,29 @@ def train(
         training.clock.stop()
         _report(training, probes)
         _keep(training)
-        if training.screen and state.step == training.screen.step(length):
+        if training.screen and training.screen.due(state.step, length, state.recipe.evaluate_every or 1):
             _decide(training, training.screen)
         halted = halt(state.step)
         if halted or time.monotonic() - committed >= commit_every:
             commit(training)
             committed = time.monotonic()
         if halted and state.step < length:
+            if training.screen and training.screen.compares:
+                _decide(training, training.screen)
             raise Interrupted(f"stopped at step {state.step} of {length}")
     training.digest = weights_digest(state.model)
     return test(training)
 
 
 def _decide(training: Training, screen: Screen) -> None:
-    """Lets a rule judge the trial by its committed records."""
+    """Lets a rule judge the trial by its committed records; one that compares trials reads them too, and leaves a verdict."""
     commit(training)
-    records = training.attempt.trial.records()
-    if reason := screen.judge(records, training.state.recipe.length, training.state.recipe.lr):
+    trial, recipe = training.attempt.trial, training.state.recipe
+    if screen.compares:
+        reason = trial.verdict(screen.mark, training.attempt.code)
+    else:
+        reason = screen.judge(trial.records(), recipe.length, recipe.lr)
+    if reason:
         raise Screened(reason)
 
 
