@@ -217,7 +217,7 @@ def claim_row(verdict: dict[str, Any]) -> Iterator[str]:
     """A claim in one row: its numbers are the range of the means over its contrasts, and the p-value that decides."""
     yield verdict["control"]
     yield escaped(verdict["sentence"])
-    yield f"**{verdict['outcome']}**" + (" (exploratory)" if verdict["exploratory"] else "")
+    yield f"**{outcome(verdict)}**"
     means = [
         part["paired"]["mean"] for part in verdict["parts"] if part["paired"] and part["paired"]["mean"] is not None
     ]
@@ -229,6 +229,11 @@ def claim_row(verdict: dict[str, Any]) -> Iterator[str]:
         yield f"{number(means[0], 3)}; {p}"
     else:
         yield f"{number(min(means), 3)} to {number(max(means), 3)} on {len(means)}; {p}"
+
+
+def outcome(verdict: dict[str, Any]) -> str:
+    """A verdict in a word, or two where it was not fixed before the results."""
+    return str(verdict["outcome"]) + (", exploratory" if verdict["exploratory"] else "")
 
 
 MARKED = re.compile(r"(<!-- result of (\w+) -->\n).*?(<!-- end of result -->)", re.DOTALL)
@@ -250,7 +255,8 @@ def result_lines(name: str, known: dict[str, dict[str, Any]]) -> str:
         return f"`grids/proxies/{name}.yaml`: not run yet.\n"
     one = known[name]
     lines = [f"[{PAPERS.get(name, (name, ''))[0]}](../papers/{name}.md): {plain_told(one)}", ""]
-    lines += [f"- {v['outcome']}: {escaped(v['sentence'])}" for v in one["verdicts"] if v["control"] == "claim"]
+    claims = [verdict for verdict in one["verdicts"] if verdict["control"] == "claim"]
+    lines += [f"- {outcome(verdict)}: {escaped(verdict['sentence'])}" for verdict in claims]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -121,7 +121,7 @@ def minutes(seconds: float) -> str:
 def verdict_rows(verdicts: Sequence[Verdict]) -> Iterator[list[str]]:
     """One row for each claim."""
     for place, verdict in enumerate(verdicts, 1):
-        outcome = f"**{verdict.outcome}**" + (" (exploratory)" if verdict.exploratory else "")
+        outcome = f"**{verdict.outcome}{', exploratory' if verdict.exploratory else ''}**"
         reasons = "; ".join([verdict.reason, *verdict.exploratory])
         yield [str(place), kind(verdict), escaped(verdict.sentence), outcome, escaped(reasons)]
 
