@@ -209,9 +209,10 @@ class Precision(Claim):
         return [precision_by_seed(self, evidence, task) for task in evidence.tasks(self.on)]
 
     def sentence(self) -> str:
-        bound = f"that of {self.than}" if self.than else f"{self.above:g}"
-        rule = f"{self.precision} at {self.early:.0%} of training"
-        return f"accepting by {rule} has a precision above {bound} at recall {self.recall:g} {self.measure()}"
+        sides = {"high": "high", "low": "low", "band": "a band of"}
+        bound = f"that of {sides[self.than_accepts]} {self.than}" if self.than else f"{self.above:g}"
+        rule = f"{self.precision} at {self.early:.0%} of training over the cells of {self.of}"
+        return f"accepting {sides[self.accepts]} {rule} has a precision above {bound} at recall {self.recall:g} {self.measure()}"
 
 
 @register_claim("screening")
