@@ -14,6 +14,8 @@ from typing import Any
 
 import psutil
 
+from harness.running.scheduling import own_token
+
 
 def until(condition: Callable[[], Any], seconds: float = 120.0, what: str = "what was waited for") -> Any:
     """Waits until something holds, and returns it."""
@@ -41,6 +43,7 @@ class Machines:
 
     def start(self, workers: int, **options: Any) -> None:
         """Starts the head and its workers."""
+        from ray._private.utils import write_ray_address
         from ray.cluster_utils import Cluster
 
         self._cluster = Cluster(
@@ -56,6 +59,7 @@ class Machines:
             },
         )
         self.address = self._cluster.address
+        write_ray_address(self.address, str(self.folder))  # as `ray start` does: jobs look here for their cluster
         self.dashboard = f"http://{self._cluster.webui_url}"
         for _ in range(workers):
             self.add(**options)
@@ -90,8 +94,8 @@ def free_port() -> int:
 
 
 def token() -> dict[str, str]:
-    """Token mode, with a token of its own."""
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    """Token mode, with the token of this process: Ray reads it once in a process."""
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": own_token()}
 
 
 @contextmanager
