@@ -242,6 +242,20 @@ def test_the_examples_of_the_pages_code_hold(papers: ModuleType, name: str) -> N
     assert tried and not failed
 
 
+EXAMPLES = [
+    ".".join(file.relative_to(ROOT).with_suffix("").parts)
+    for package in ("harness", "tasks")
+    for file in sorted((ROOT / package).rglob("*.py"))
+    if ">>>" in file.read_text()
+]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_examples_of_docstrings_hold(name: str) -> None:
+    failed, tried = doctest.testmod(importlib.import_module(name))
+    assert tried and not failed
+
+
 def test_every_method_has_a_result() -> None:
     pages = {page.stem: page.read_text() for page in (DOCS / "methods").glob("*.md")}
     assert all(re.search(r"<!-- result of \w+ -->", text) for name, text in pages.items() if name != "planted")
