@@ -22,7 +22,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from papers_figures import figures_of
-from papers_panels import slug
 from papers_pictures import picture
 from papers_regimes import section as regimes_section
 from papers_tables import about, cells, csv, escaped, facts, kind, minutes, part_rows, table, verdict_rows
@@ -166,7 +165,7 @@ def write(name: str, findings: Findings, memory: Results, docs: Path) -> None:
     folder.mkdir(exist_ok=True)
     for old in folder.glob(f"{name}-*.svg"):
         old.unlink()
-    pictures = {f"{name}-{slug(figure.title)}.svg": figure for figure in figures_of(name, findings, memory)}
+    pictures = {f"{name}-{n}.svg": figure for n, figure in enumerate(figures_of(name, findings, memory), 1)}
     for file, figure in pictures.items():
         (folder / file).write_text(picture(figure), encoding="utf-8")
     note = folder / "readings" / f"{name}.md"
