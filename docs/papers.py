@@ -69,7 +69,8 @@ tuned. `grids/papers/` has the same questions at the papers' own scale. A verdic
 
 A grid's claims are worth as much as its controls: a null control (the same method under another name) must be
 undecided, a positive control (a planted difference) supported. Numbers are positive where the statement holds: of several
-contrasts the least and the largest mean, then the corrected p-value that decides, or both where neither does. `make papers` runs what is not done and writes the pages.
+contrasts the least and the largest mean, then the corrected p-value that decides, or both where neither does.
+`make papers` runs what is not done and writes the pages.
 """
 
 
