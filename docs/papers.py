@@ -6,6 +6,9 @@
 For a grid it writes into docs/papers/: NAME.md, the figures NAME-….svg, NAME.csv with the final metrics of every trial, and
 NAME.json with every verdict in full, from which the summary and the pages of the methods are filled. What is written by hand
 stands in docs/papers/readings/NAME.md and is taken over as it is.
+
+Pages outlive the results that they were made from. A page is made with the code that its trials ran with: where later code
+writes a trial's content otherwise, it does not find the trial. So a page that knows of more trials than are found is kept.
 """
 
 from __future__ import annotations
@@ -22,7 +25,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from papers_figures import figures_of
-from papers_panels import slug
 from papers_pictures import picture
 from papers_regimes import section as regimes_section
 from papers_tables import about, cells, csv, escaped, facts, kind, minutes, part_rows, table, verdict_rows
@@ -46,7 +48,6 @@ PAPERS = {
     "two_timescales": ("Two time scales", "2602.08333"),
     "balanced_adam": ("Balanced Adam", "2601.21739"),
     "stable_grad": ("StableGrad", "2605.19856"),
-    "stable_grad_depth32": ("StableGrad at depth 32", "2605.19856"),
     "no_batch_norm": ("StableGrad without BatchNorm", "2605.19856"),
     "fed_oui": ("FedOUI", "2605.11571"),
     "fed_oui_readings": ("FedOUI, other readings", "2605.11571"),
@@ -67,7 +68,9 @@ The comments of each grid say which statement a claim stands for, what no grid c
 tuned. `grids/papers/` has the same questions at the papers' own scale. A verdict on a proxy is about the proxy.
 
 A grid's claims are worth as much as its controls: a null control (the same method under another name) must be
-undecided, a positive control (a planted difference) supported. `make papers` runs what is not done and writes the pages.
+undecided, a positive control (a planted difference) supported. Numbers are positive where the statement holds: of several
+contrasts the least and the largest mean, then the corrected p-value that decides, or both where neither does.
+`make papers` runs what is not done and writes the pages.
 """
 
 
@@ -166,7 +169,7 @@ def write(name: str, findings: Findings, memory: Results, docs: Path) -> None:
     folder.mkdir(exist_ok=True)
     for old in folder.glob(f"{name}-*.svg"):
         old.unlink()
-    pictures = {f"{name}-{slug(figure.title)}.svg": figure for figure in figures_of(name, findings, memory)}
+    pictures = {f"{name}-{n}.svg": figure for n, figure in enumerate(figures_of(name, findings, memory), 1)}
     for file, figure in pictures.items():
         (folder / file).write_text(picture(figure), encoding="utf-8")
     note = folder / "readings" / f"{name}.md"
@@ -182,6 +185,12 @@ def records(docs: Path) -> dict[str, dict[str, Any]]:
     found = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in (docs / "papers").glob("*.json")}
     order = list(PAPERS)
     return dict(sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
+
+
+def ended_on_page(name: str, docs: Path) -> int:
+    """How many trials a page tells of; 0 if there is none."""
+    one = records(docs).get(name)
+    return sum(one["about"]["statuses"].values()) if one else 0
 
 
 def overview(docs: Path) -> str:
@@ -221,8 +230,9 @@ def claim_row(verdict: dict[str, Any]) -> Iterator[str]:
     means = [
         part["paired"]["mean"] for part in verdict["parts"] if part["paired"] and part["paired"]["mean"] is not None
     ]
-    against = verdict["outcome"] == "contradicted"
-    p = f"p = {number(verdict['p_contradicted' if against else 'p_supported'], 2)}"
+    sides = {"supported": ["p_supported"], "contradicted": ["p_contradicted"]}
+    kept = sides.get(verdict["outcome"], ["p_supported", "p_contradicted"])
+    p = f"p = {' and '.join(number(verdict[side], 2) for side in kept)}"
     if not means:
         yield escaped(verdict["reason"])
     elif len(means) == 1:
@@ -278,7 +288,12 @@ def main() -> None:
                 parser.error(str(error))
             print(f"{name}: not planned here: {error}")
             continue
-        if findings.results:
+        if len(findings.results) < (had := ended_on_page(name, ROOT / "docs")):
+            kept = f"{name}: found {len(findings.results)} trials in {asked.results}, the page has {had} and is kept"
+            if asked.names:
+                parser.error(f"{kept}; remove docs/papers/{name}.json to write it all the same")
+            print(kept)
+        elif findings.results:
             write(name, findings, memory, ROOT / "docs")
             print(f"docs/papers/{name}.md: {answer(findings.verdicts)}")
         elif asked.names:

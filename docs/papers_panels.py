@@ -124,9 +124,3 @@ def strips_figure(title: str, rows: Sequence[Strip], unit: str, key: str) -> Ite
     text = f"{title}. " + "; ".join(f"{row.label}: mean {number(row.mean, 3)}" for row in rows) + "."
     data = [[row.label, seed, value] for row in rows for seed, value in enumerate(row.values)]
     yield Figure(title, text, [figures.strips(rows, unit, title, text, key)], ["row", "seed", unit], data, [])
-
-
-def slug(title: str) -> str:
-    """A title as part of a file's name."""
-    words = "".join(letter if letter.isascii() and letter.isalnum() else " " for letter in title.lower()).split()
-    return "-".join(words)[:60]

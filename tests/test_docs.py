@@ -228,6 +228,21 @@ def test_the_summary_and_the_methods_are_filled_from_what_was_written(
     assert "old" not in filled and "refresh.yaml`: not run yet" in filled
 
 
+def test_a_page_knows_how_many_trials_it_tells_of(
+    papers: ModuleType, tiny: tuple[Path, dict[tuple[str, str], Result]]
+) -> None:
+    docs, found = tiny
+    assert papers.ended_on_page("tiny", docs) == len(found) and papers.ended_on_page("refresh", docs) == 0
+
+
+def test_every_proxy_has_a_title_and_every_mark_a_proxy(papers: ModuleType) -> None:
+    assert set(papers.PAPERS) == {file.stem for file in (ROOT / "grids" / "proxies").glob("*.yaml")}
+    marked = [
+        name for page in (DOCS / "methods").glob("*.md") for _, name, _ in papers.MARKED.findall(page.read_text())
+    ]
+    assert set(marked) <= set(papers.PAPERS)
+
+
 def test_a_control_that_failed_is_shouted(papers: ModuleType, tiny: tuple[Path, dict[tuple[str, str], Result]]) -> None:
     told = [{"kind": "**FAILED NULL CONTROL**", "outcome": "supported"}, {"kind": "claim", "outcome": "supported"}]
     assert papers.told(told) == "1 claim: 1 supported; **1 of 1 controls FAILED**."
@@ -238,6 +253,20 @@ def test_a_control_that_failed_is_shouted(papers: ModuleType, tiny: tuple[Path, 
 
 @pytest.mark.parametrize("name", ["papers_regimes", "papers_tables"])
 def test_the_examples_of_the_pages_code_hold(papers: ModuleType, name: str) -> None:
+    failed, tried = doctest.testmod(importlib.import_module(name))
+    assert tried and not failed
+
+
+EXAMPLES = [
+    ".".join(file.relative_to(ROOT).with_suffix("").parts)
+    for package in ("harness", "tasks")
+    for file in sorted((ROOT / package).rglob("*.py"))
+    if ">>>" in file.read_text()
+]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_examples_of_docstrings_hold(name: str) -> None:
     failed, tried = doctest.testmod(importlib.import_module(name))
     assert tried and not failed
 

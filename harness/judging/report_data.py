@@ -329,8 +329,8 @@ def text(value: Any) -> Any:
 def numbers(values: Sequence[float | None], digits: int = 4) -> str:
     """Numbers for a reader.
 
-    >>> numbers([0.123456, None, 1234.5])
-    '0.1235, none, 1234.5'
+    >>> numbers([0.123456, None, 1234.56])
+    '0.1235, none, 1235'
     """
     return ", ".join(number(value, digits) for value in values)
 
