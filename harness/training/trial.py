@@ -110,11 +110,14 @@ def run_trial(
 
 
 def _draw(training: Training) -> None:
-    """Keeps the pictures of the selected model."""
+    """Keeps the pictures of the selected model, and those of the probes."""
     model = training.state.model
     with observe(model):
-        for name, picture in training.workload.pictures(model).items():
-            training.attempt.keep(f"pictures/{name}", picture.encode())
+        pictures = training.workload.pictures(model)
+    for probe in training.probes.values():
+        pictures |= probe.pictures()
+    for name, picture in pictures.items():
+        training.attempt.keep(f"pictures/{name}", picture.encode())
 
 
 def _line(error: BaseException) -> str:

@@ -23,7 +23,7 @@ from harness.training.trial import build_recipe, settings
 from tasks.collocation import Collocation
 from tasks.equations import Burgers, KdV, Poisson
 from tasks.informed import PhysicsInformed, PhysicsRecipe, relative_l2
-from tasks.physics import BurgersPINN, NavierStokesPINN, PhysicsTask, PoissonPINN
+from tasks.physics import BurgersPINN, KdVPINN, NavierStokesPINN, PhysicsTask, PoissonPINN
 
 EQUATIONS = ["allen_cahn", "burgers", "helmholtz", "kdv", "navier_stokes", "poisson", "schrodinger"]
 CPU = torch.device("cpu")
@@ -273,9 +273,10 @@ def test_pictures_are_svg_and_repeat(task: PhysicsTask) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_derivatives_agree_with_plain_ones() -> None:
+@pytest.mark.parametrize("kind", [BurgersPINN, KdVPINN])  # the second reads its initial field from numpy
+def test_compiled_predictions_agree_with_plain_ones(kind: type[PhysicsTask]) -> None:
     def first(compiled: bool) -> tuple[Tensor, list[Tensor]]:
-        task = BurgersPINN(compiled=compiled)
+        task = kind(compiled=compiled)
         built = task.workload(build_recipe(task, {}), Streams(0), CPU)
         objective = built.objective(built.model, built.next_batch())
         objective.value.backward()
