@@ -18,6 +18,7 @@ from typing import Any
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.utils import flatten_dict
 
 from harness.planning.plan import Plan, PlannedTrial
 from harness.recording.records import Results
@@ -69,8 +70,9 @@ class Neighbours(FIFOScheduler):
         self._look(result)
 
     def _look(self, result: dict[str, Any]) -> None:
-        """Shows the rule what the trials of a unit have committed since the last look."""
-        for hash in filter(None, [*result["ended"], result["running"]]):
+        """Shows the rule what the trials of a unit have committed since the last look; Tune hands a flat result over."""
+        ended = [name.removeprefix("ended/") for name in flatten_dict(result) if name.startswith("ended/")]
+        for hash in filter(None, [*ended, result["running"]]):
             for step, score in self._new(hash):
                 self._show(self._trials[hash], step, score)
 
