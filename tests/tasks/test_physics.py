@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -143,13 +144,13 @@ def test_burgers_goes_the_way_of_a_bare_loop() -> None:
     expected = bare_burgers(bare, batch, steps)
 
     state, method = State(built.model, built, recipe, Streams(0), steps), Composition([])
-    state.optimizer = loop.build_optimizer(method, state)
-    loop.take_step(state, method)
+    state.optimizer = stepping.build_optimizer(method, state)
+    stepping.take_step(state, method)
     terms = state.objectives[0].metrics
     assert terms is not None
     assert [float(terms[name]) for name in ("residual", "boundary", "initial")] == pytest.approx(expected, rel=1e-5)
     for _ in range(steps - 1):
-        loop.take_step(state, method)
+        stepping.take_step(state, method)
     for ours, theirs in zip(built.model.parameters(), bare.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
@@ -213,7 +214,7 @@ def test_stacked_seeds_follow_the_plain_path(registry: Registry) -> None:
 def test_every_equation_trains_and_resumes(registry: Registry, name: str) -> None:
     small = {"batch": 40, "boundary": 8} | ({"initial": 8} if name in ("allen_cahn", "burgers", "kdv") else {})
     spec = short_spec(registry, f"{name}/pinn", [Part("adam")], **small)
-    spec = TrialSpec(**{**vars(spec), "task_options": {"depth": 2, "width": 8}})
+    spec = replace(spec, task_options={"depth": 2, "width": 8})
     whole = run_short(registry, spec)
     assert whole.same_as(run_short(registry, spec, interrupt_at=11))
     losses = [r["metrics"]["val/loss"] for r in whole.records if "val/loss" in r.get("metrics", {})]
@@ -223,7 +224,7 @@ def test_every_equation_trains_and_resumes(registry: Registry, name: str) -> Non
 @pytest.mark.parametrize("options", [{"normalisation": "batch"}, {"normalisation": "weight"}, {"residual": True}])
 def test_other_architectures_train_and_resume(registry: Registry, options: dict[str, object]) -> None:
     spec = short_spec(registry, "burgers/pinn", [Part("adam")], batch=40, boundary=8, initial=8)
-    spec = TrialSpec(**{**vars(spec), "task_options": {"depth": 2, "width": 8, "init": "gain", **options}})
+    spec = replace(spec, task_options={"depth": 2, "width": 8, "init": "gain", **options})
     assert run_short(registry, spec).same_as(run_short(registry, spec, interrupt_at=11))
 
 
