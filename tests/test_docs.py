@@ -225,6 +225,10 @@ def test_the_summary_and_the_methods_are_filled_from_what_was_written(
     assert filled == page.read_text() and filled.startswith(
         "before\n<!-- result of tiny -->\n[tiny](../papers/tiny.md): 1 claim"
     )
+    (docs / "papers" / "readings" / "tiny.md").write_text("Thought over.\n")
+    papers.fill(docs)
+    read = (docs / "papers" / "tiny.md").read_text()
+    assert read.count("## Reading\n\nThought over.\n") == 1 and "What a person" not in read
     assert "old" not in filled and "refresh.yaml`: not run yet" in filled
 
 
