@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from harness.activations import gates
-from harness.composition import Composition, objection
+from harness.composition import objection, unstackable
 from harness.identity import Part, TrialSpec
 from harness.method import OWNABLE, Method
 from harness.recording.records import Attempt, Status, TrialRecords
@@ -26,7 +26,6 @@ from harness.streams import Streams
 from harness.task import FederatedWorkload, Workload
 from harness.training import federation, loop
 from harness.training.loop import Interrupted
-from harness.training.stacking import unstackable
 from harness.training.state import Training, pack
 from harness.training.together import run_stack
 from harness.training.trial import Course, build_recipe, set_up, settings
@@ -149,7 +148,7 @@ def _task_checks(item: Item, registry: Registry) -> Checks:
 def _stacks(registry: Registry, spec: TrialSpec) -> bool:
     """Whether seeds of a trial may be trained together."""
     task = registry.build_task(spec.task, spec.task_options)
-    methods = Composition([registry.build_method(part.name, part.options) for part in spec.methods])
+    methods = [registry.build_method(part.name, part.options) for part in spec.methods]
     return not (task.unstackable(build_recipe(task, spec.recipe)) or unstackable(methods))
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from harness.composition import Composition
+from harness.composition import unstackable
 from harness.method import Method, State
 from harness.task import Batch, Objective, Workload, WorkloadStack
 from harness.training.state import Training
@@ -36,14 +36,6 @@ HOOKS = ("after_backward", "before_step", "after_step")
 
 Guard = Callable[[int, Callable[[], object]], None]
 """Calls a function for one seed, by its place in the stack, and deals with what it raises."""
-
-
-def unstackable(method: Composition) -> str:
-    """Why a composition cannot run stacked; empty if it can."""
-    for part in method.methods:
-        if not part.stackable or type(part).before_backward is not Method.before_backward:
-            return f"{getattr(part, 'name', type(part).__name__)} cannot run stacked"
-    return ""
 
 
 class Block:
@@ -146,7 +138,7 @@ class Stack:
 
     def __init__(self, trainings: Sequence[Training], guard: Guard) -> None:
         first = trainings[0]
-        if reason := unstackable(first.method):
+        if reason := unstackable(first.method.methods):
             raise ValueError(reason)
         if any(True for _ in first.state.model.buffers()):
             raise ValueError("a model with buffers cannot run stacked")

@@ -63,7 +63,19 @@ def run_trial(
         RecordsError: if the records cannot be written.
     """
     course = Course(spec, attempt, values or {}, keep, screen)
-    with settings(spec), course.guarded():
+    return run_alone(course, registry, ranks, commit_every=commit_every, halt=halt)
+
+
+def run_alone(
+    course: Course,
+    registry: Registry,
+    ranks: Ranks | None = None,
+    *,
+    commit_every: float,
+    halt: Callable[[int], bool],
+) -> Result:
+    """Runs a trial that is no part of a stack to its end, as `run_trial`."""
+    with settings(course.spec), course.guarded():
         training = course.set_up(registry, ranks)
         federated = isinstance(training.workload, FederatedWorkload)
         advance = federation.advance if federated else loop.advance
