@@ -7,15 +7,17 @@ again, and once more at a tenth of its size; the large grid is only planned. Eac
 """
 
 import argparse
+import contextlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from bisect import bisect
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import linear_regression
 
 import psutil
 
@@ -63,24 +65,69 @@ def plan(grid: Path, cache: Path) -> tuple[int, float, float]:
     return trials, seconds, peak
 
 
-def run(grid: Path, results: Path, cpus: int) -> tuple[float, list[float]]:
-    """Wall seconds of a run, and its driver's resident MiB every half second."""
+IMPORT = "import torch, resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+
+
+def import_torch() -> float:
+    """Peak MiB of a process that imports torch and does nothing: what planning needs before it begins."""
+    done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+@dataclass
+class Measured:
+    """One run of a grid."""
+
+    trials: int
+    seconds: float
+    driver_seconds: float
+    """CPU seconds of the driver."""
+    memory: list[tuple[float, float]]
+    """Its resident MiB every half second, each with the time."""
+    ended: list[float]
+    """When each trial ended, in order."""
+
+    @property
+    def each(self) -> float:
+        """Seconds per trial once all is under way: without the first and the last twentieth."""
+        under_way = self.under_way
+        return (under_way[-1] - under_way[0]) / (len(under_way) - 1)
+
+    @property
+    def under_way(self) -> list[float]:
+        """Ends of trials without the first and the last twentieth."""
+        edge = len(self.ended) // 20
+        return self.ended[edge : len(self.ended) - edge]
+
+    @property
+    def growth(self) -> float:
+        """MiB by which the driver grows with each 1,000 trials that end, by least squares while all is under way."""
+        first, last = self.under_way[0], self.under_way[-1]
+        kept = [(bisect(self.ended, at), size) for at, size in self.memory if first <= at <= last]
+        return 1000 * linear_regression(*zip(*kept, strict=True)).slope
+
+
+INTERVAL = 0.5
+"""Seconds between two looks at the driver."""
+
+
+def run(grid: Path, results: Path, cpus: int) -> Measured:
+    """Runs a grid and watches its driver."""
     command = [sys.executable, "-m", "harness.cli", "run", str(grid), "--results", str(results), "--cpus", str(cpus)]
-    began, memory = time.monotonic(), []
+    began, memory, used = time.monotonic(), [], 0.0
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-
-    def watch() -> None:
-        while process.poll() is None:
-            try:
-                memory.append(psutil.Process(process.pid).memory_info().rss / 2**20)
-            except psutil.Error:
-                return
-            time.sleep(0.5)
-
-    threading.Thread(target=watch, daemon=True).start()
-    status = process.wait()
-    assert status == 0, f"exit status {status}"
-    return time.monotonic() - began, memory
+    driver = psutil.Process(process.pid)
+    while True:
+        with contextlib.suppress(psutil.Error):
+            memory.append((time.time(), driver.memory_info().rss / 2**20))
+            used = sum(driver.cpu_times()[:2])
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(INTERVAL)
+            break
+    assert process.returncode == 0, f"exit status {process.returncode}"
+    seconds = time.monotonic() - began
+    ended = sorted(json.loads(file.read_text())["ended"] for file in results.glob("trials/*/result.json"))
+    return Measured(len(ended), seconds, used, memory, ended)
 
 
 def main() -> None:
@@ -92,22 +139,26 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         if options.planned:
-            plan(write(folder, 20), folder / "cache")  # the index of the registry, and byte-code
+            _, _, few = plan(write(folder, 20), folder / "cache")  # the index of the registry, and byte-code
             trials, seconds, peak = plan(write(folder, options.planned, 100), folder / "cache")
-            print(f"plan/trials {trials}\nplan/cpu_seconds {seconds:.2f}\nplan/peak_mib {peak:.0f}", flush=True)
-        small = max(CELLS, options.trials // 10)
-        few, _ = run(write(folder, small), folder / "small", options.cpus)
-        many, memory = run(write(folder, options.trials), folder / "results", options.cpus)
-        again, _ = run(write(folder, options.trials), folder / "results", options.cpus)
-        marginal = (many - few) / (options.trials - small)
-        quarter = memory[len(memory) // 4 :]
-        growth = (quarter[-1] - quarter[0]) / (0.75 * options.trials) * 1000 if len(quarter) > 1 else 0.0
-        print(f"run/seconds_at_{small} {few:.1f}\nrun/seconds_at_{options.trials} {many:.1f}")
-        print(f"run/ms_per_further_trial {1000 * marginal:.1f}")
-        print(f"run/per_trial_ratio {many / options.trials / (few / small):.3f}")
-        print(f"run/driver_mib_per_1000_trials {growth:.1f}")
-        print(f"rerun/seconds {again:.2f}")
-        print(f"benchmark/peak_mib {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f}")
+            print(f"plan/trials {trials}\nplan/cpu_seconds {seconds:.2f}\nplan/peak_mib {peak:.0f}")
+            print(
+                f"plan/peak_mib_of_20_trials {few:.0f}\nplan/peak_mib_of_import_torch {import_torch():.0f}", flush=True
+            )
+        if not options.trials:
+            return
+        small = run(write(folder, max(CELLS, options.trials // 10)), folder / "small", options.cpus)
+        large = run(write(folder, options.trials), folder / "results", options.cpus)
+        again = run(write(folder, options.trials), folder / "results", options.cpus)
+        for one in (small, large):
+            print(
+                f"run/seconds_at_{one.trials} {one.seconds:.1f}\nrun/ms_per_trial_at_{one.trials} {1000 * one.each:.1f}"
+            )
+            print(f"run/driver_cpu_ms_per_trial_at_{one.trials} {1000 * one.driver_seconds / one.trials:.1f}")
+        print(f"run/per_trial_ratio {large.each / small.each:.3f}")
+        print(f"run/driver_mib_per_1000_trials {large.growth:.1f}")
+        print(f"rerun/seconds {again.seconds:.2f}\nrerun/cpu_seconds {again.driver_seconds:.2f}")
+        assert again.ended == large.ended, "the rerun launches nothing"
 
 
 if __name__ == "__main__":

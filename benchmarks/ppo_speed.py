@@ -69,7 +69,8 @@ def run_harness(environment: str, steps: int, seed: int, width: int = 0) -> dict
     from harness.training import state, together
     from harness.training.trial import Course, run_trial
 
-    clock = types.SimpleNamespace(perf_counter=time.process_time, time=time.time, monotonic=time.monotonic)
+    clock = types.SimpleNamespace(**vars(time))
+    clock.perf_counter = time.process_time
     state.time = together.time = clock  # type: ignore[assignment]
     recipe = {"env_steps": steps, "evaluate_every": 10**9}
     registry = Registry()

@@ -72,6 +72,10 @@ class Claim:
         """The claim in words."""
         raise NotImplementedError
 
+    def statement(self) -> str:
+        """The sentence with the cells that the claim is restricted to."""
+        return self.sentence() if self.where == "*" else f"{self.sentence()}, where {self.where}"
+
     def measure(self) -> str:
         """How the sentence names the metric and the tasks."""
         tasks = "all tasks" if self.on == "*" else self.on

@@ -19,14 +19,15 @@ from torch import Tensor
 from harness.activations import gates
 from harness.composition import objection, unstackable
 from harness.identity import Part, TrialSpec
-from harness.method import OWNABLE, Method
+from harness.method import OWNABLE, Method, Ranks
 from harness.recording.records import Attempt, Status, TrialRecords
 from harness.registry import Item, Registry
 from harness.streams import Streams
 from harness.task import FederatedWorkload, Workload
 from harness.training import federation, loop
+from harness.training.forked import on_ranks
 from harness.training.loop import Interrupted
-from harness.training.state import Training, pack
+from harness.training.state import Training, pack, weights_digest
 from harness.training.together import run_stack
 from harness.training.trial import Course, build_recipe, set_up, settings
 
@@ -239,6 +240,8 @@ def _method_checks(item: Item, registry: Registry) -> Checks:
         yield from _method_on(task, built, item.name, registry)
     for task in families[:1]:
         yield f"{task}: compositions keep their order", partial(_order_counts, task, built, item.name, registry)
+        if "clients" not in registry.build_task(task, {}).offers:
+            yield f"{task}: two ranks stay together", partial(_ranks_stay_together, task, item.name, registry)
 
 
 def _method_on(task: str, built: Method, name: str, registry: Registry) -> Checks:
@@ -295,6 +298,24 @@ def _order_counts(task: str, built: Method, name: str, registry: Registry) -> bo
     specs = [short_spec(registry, task, order) for order in (parts, parts[::-1])]
     one, two = (run_short(registry, spec) for spec in specs)
     return specs[0].hash != specs[1].hash or one.same_as(two)
+
+
+def _ranks_stay_together(task: str, name: str, registry: Registry) -> bool:
+    """After each has trained on its half of every batch, two ranks hold the same weights, to the bit."""
+    spec = short_spec(registry, task, [Part(name)])
+
+    def digest(ranks: Ranks) -> str:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            settings(spec),
+            Attempt(Path(folder), spec.hash, spec.to_json(), "check") as attempt,
+        ):
+            training = set_up(spec, registry, attempt, ranks)
+            _train(training)
+            return weights_digest(training.state.model)
+
+    first, second = on_ranks(2, digest)
+    return first == second
 
 
 def _finite(ran: Ran) -> bool:

@@ -41,6 +41,10 @@ class Probe:
         """
         return {}
 
+    def pictures(self) -> dict[str, str]:
+        """What to look at once the trial is finished, as SVG texts by file name."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """What must survive a resume."""
         return {}

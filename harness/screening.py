@@ -10,6 +10,9 @@ A rule accepts a run if each of its quantities, taken at a share of the training
 | `lr` | `lr`: the learning rate itself, the control that uses no signal |
 
 `early_return + oui` accepts what both accept. Source: arXiv 2603.09950 (abstract); its thresholds are not public.
+
+`asha` and `median` compare a trial with its neighbours; they are Ray Tune's own (`harness.running.neighbours`), and a trial
+only learns what they said.
 """
 
 from __future__ import annotations
@@ -55,6 +58,10 @@ RULES: dict[str, tuple[str, ...]] = {
     "flips": ("flip_rate",),
     "lr": ("lr",),
 }
+
+
+NEIGHBOURS = {"asha": "reduction", "median": "samples"}
+"""Rules that compare a trial with others of the grid, and the one number that each takes."""
 
 
 def quantities(rule: str) -> tuple[str, ...]:
@@ -127,9 +134,19 @@ class Screen:
     mark: str = ""
     """What a result that it ends is marked with."""
 
+    @property
+    def compares(self) -> bool:
+        """Whether the rule looks at other trials."""
+        return self.rule in NEIGHBOURS
+
     def step(self, length: int) -> int:
-        """The step of a run at which it decides."""
+        """The step of a run at which it decides, or from which on."""
         return max(1, round(self.at * length))
+
+    def due(self, step: int, length: int, evaluate_every: int) -> bool:
+        """Whether a run is judged at a step: once, or at every evaluation by a rule that compares."""
+        first = self.step(length)
+        return step >= first and step % evaluate_every == 0 if self.compares else step == first
 
     def judge(self, records: Iterable[Mapping[str, Any]], length: int, lr: float) -> str:
         """Why a run is stopped; empty if it goes on."""
@@ -159,14 +176,21 @@ class Screening:
     """By a glob over tasks: the first that matches."""
     source: str = ""
     recall: float = 0.8
+    options: dict[str, float] = field(default_factory=dict)
+    """Of a rule that compares trials."""
 
     @property
     def mark(self) -> str:
         """Tells the results of one screening from those of another: what the grid says, not what is fitted for it."""
-        return json.dumps(asdict(self) | ({"thresholds": {}} if self.source else {}), sort_keys=True)
+        content = asdict(self) | ({"thresholds": {}} if self.source else {})
+        return json.dumps(
+            {name: value for name, value in content.items() if name != "options" or value}, sort_keys=True
+        )
 
     def screen(self, task: str) -> Screen | None:
         """The rule with the thresholds of a task; none if there are none for it."""
+        if self.rule in NEIGHBOURS:
+            return Screen(self.rule, self.at, {}, self.mark)
         for glob, bounds in self.thresholds.items():
             if fnmatchcase(task, glob):
                 return Screen(self.rule, self.at, bounds, self.mark)

@@ -61,7 +61,9 @@ class PhysicsInformed(Workload):
     ) -> None:
         self.model, self.equation = model, equation
         self._recipe, self._device, self._route = recipe, device, route
-        self._jet: Callable[..., Jet] = torch.compile(jet, dynamic=False) if compiled else jet
+        self._predict: Callable[[nn.Module, Batch], dict[str, Tensor]] = self._predictions
+        if compiled:
+            self._predict = torch.compile(self._predictions, dynamic=False)
         self._names = tuple(dict.fromkeys((*equation.derivatives, *(equation.periodic or ()))))
         sobol = streams.seed("data/sobol") if recipe.sampling == "sobol" else None
         sizes = (recipe.batch, recipe.boundary, recipe.initial)
@@ -102,14 +104,20 @@ class PhysicsInformed(Workload):
         return self.equation.residual(points, u)
 
     def objective(self, model: nn.Module, batch: Batch) -> Objective:
-        """The weighted sum of the mean squares of the residual and of the conditions' misfits; these are the predictions.
+        """The weighted sum of the mean squares of the residual and of the conditions' misfits; these are the predictions."""
+        predictions = self._predict(model, batch)
+        means = {name: each.square().mean() for name, each in predictions.items()}
+        weighted = [getattr(self._recipe, f"{name}_weight") * mean for name, mean in means.items()]
+        value = torch.stack(weighted).sum()
+        count = sum(len(points) for points in batch.values())
+        return Objective(value, predictions, count, {name: mean.detach() for name, mean in means.items()})
 
-        All points go through the network together; derivatives are taken where they are read.
-        """
+    def _predictions(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """All points go through the network together; derivatives are taken where they are read."""
         names = [name for name in ("interior", "lower", "upper", "boundary", "initial") if name in batch]
         inside = sum(len(batch[name]) for name in names if name in ("interior", "lower", "upper"))
         points = torch.cat([batch[name] for name in names])
-        u = self._jet(model, points, self._names, self.equation.coordinates, inside, self._route)
+        u = jet(model, points, self._names, self.equation.coordinates, inside, self._route)
         at, start = {}, 0
         for name in names:
             at[name] = u.rows(start, start + len(batch[name]))
@@ -121,10 +129,7 @@ class PhysicsInformed(Workload):
             predictions["boundary"] = self._mismatch(at["lower"], at["upper"])
         if "initial" in batch:
             predictions["initial"] = self.equation.initial(batch["initial"], at["initial"].value)
-        means = {name: each.square().mean() for name, each in predictions.items()}
-        weighted = [getattr(self._recipe, f"{name}_weight") * mean for name, mean in means.items()]
-        value = torch.stack(weighted).sum()
-        return Objective(value, predictions, len(points), {name: mean.detach() for name, mean in means.items()})
+        return predictions
 
     def _mismatch(self, lower: Jet, upper: Jet) -> Tensor:
         assert self.equation.periodic is not None

@@ -35,8 +35,8 @@ class PhysicsTask(Task):
     """A multi-layer perceptron that solves an equation; `depth` counts its hidden layers.
 
     `reference` names a data file under `HARNESS_DATA/pinn` that is scored against instead of the task's own reference.
-    `compiled` runs the derivatives through `torch.compile`: about two thirds of the time of a step on 3,000 points, after 20 to
-    60 seconds in every process; its bits differ.
+    `compiled` runs the derivatives, residual and conditions through `torch.compile`: about half the time of a step on 3,000
+    points, after 20 to 60 seconds in every process; its bits differ.
     """
 
     offers = frozenset({"gates", "residuals"})

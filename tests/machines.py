@@ -14,6 +14,11 @@ from typing import Any
 
 import psutil
 
+from harness.running.scheduling import own_token
+
+PATIENCE = 600.0
+"""Seconds that a state is given to come about where nothing but the machine's load decides how soon."""
+
 
 def until(condition: Callable[[], Any], seconds: float = 120.0, what: str = "what was waited for") -> Any:
     """Waits until something holds, and returns it."""
@@ -38,16 +43,18 @@ class Machines:
     address: str = ""
     dashboard: str = ""
     nodes: list[Any] = field(default_factory=list)
+    _cluster: Any = None
 
-    def start(self, workers: int, **options: Any) -> None:
-        """Starts the head and its workers."""
+    def start(self, workers: int, dashboard: bool = False, **options: Any) -> None:
+        """Starts the head and its workers. Jobs need the dashboard, and nothing else does: it is ten processes."""
+        from ray._private.utils import write_ray_address
         from ray.cluster_utils import Cluster
 
         self._cluster = Cluster(
             initialize_head=True,
             head_node_args={
                 "num_cpus": 0,
-                "include_dashboard": True,
+                "include_dashboard": dashboard,
                 "dashboard_port": 0,
                 "dashboard_agent_listen_port": free_port(),  # the default is taken where another Ray runs
                 "temp_dir": str(self.folder),
@@ -56,13 +63,16 @@ class Machines:
             },
         )
         self.address = self._cluster.address
+        write_ray_address(self.address, str(self.folder))  # as `ray start` does: jobs look here for their cluster
         self.dashboard = f"http://{self._cluster.webui_url}"
         for _ in range(workers):
             self.add(**options)
+        self._cluster.wait_for_nodes(PATIENCE)
 
     def add(self, **options: Any) -> Any:
         """One more worker."""
         node = self._cluster.add_node(
+            wait=False,
             num_cpus=options.pop("num_cpus", 1),
             object_store_memory=80 << 20,
             env_vars=self.environment,
@@ -78,7 +88,8 @@ class Machines:
 
     def stop(self) -> None:
         """Ends all of it."""
-        self._cluster.shutdown()
+        if self._cluster is not None:
+            self._cluster.shutdown()
         self.nodes.clear()
 
 
@@ -90,8 +101,8 @@ def free_port() -> int:
 
 
 def token() -> dict[str, str]:
-    """Token mode, with a token of its own."""
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    """Token mode, with the token of this process: Ray reads it once in a process."""
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": own_token()}
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import textwrap
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ Told = tuple[str, dict[str, float], list[dict[str, Any]]]
 
 
 def seeded(spec: TrialSpec, seed: int) -> TrialSpec:
-    return TrialSpec(**vars(spec) | {"seed": {"init": seed}, "stacked": True})
+    return replace(spec, seed={"init": seed}, stacked=True)
 
 
 def together(

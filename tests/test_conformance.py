@@ -1,7 +1,10 @@
 """Every registered task, method and probe passes the suite that `harness describe NAME --check` runs."""
 
+from pathlib import Path
+
 import pytest
 from _pytest.mark import ParameterSet
+from support import plugin
 
 from harness.conformance import check_item
 from harness.registry import KINDS, Item, Registry
@@ -43,3 +46,23 @@ def test_conformance(item: Item, registry: Registry) -> None:
             pytest.skip(str(error))
     failed = [f"{verdict.name}{verdict.detail}" for verdict in check_item(item, registry) if not verdict.ok]
     assert not failed
+
+
+@pytest.mark.parametrize(
+    ("loss", "together"),
+    [("state.objectives[0].value.detach()", False), ("state.reduce(state.objectives[0].value)", True)],
+)
+def test_a_method_that_steers_by_its_own_part_of_the_batch_is_found_out(
+    tmp_path: Path, loss: str, together: bool
+) -> None:
+    """Every rank sees another loss: what follows it has to go through `state.reduce`."""
+    source = f"""
+        @register_method("scaled")
+        class Scaled(Method):
+            def before_step(self, state):
+                for parameter in state.model.parameters():
+                    parameter.grad *= {loss}
+        """
+    registry = Registry([plugin(tmp_path, source)])
+    found = {verdict.name: verdict.ok for verdict in check_item(registry.item("method", "scaled"), registry)}
+    assert found["digits/mlp: two ranks stay together"] is together

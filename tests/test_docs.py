@@ -1,17 +1,24 @@
 """The pages: every grid plans, every class runs, every link leads somewhere."""
 
+import csv
 import doctest
 import importlib.util
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
-from support import harness
+import scipy
+from support import harness, run
 
 from harness.planning.grid import load_grid
 from harness.planning.plan import build_plan
+from harness.recording.records import Result, Results
 from harness.registry import Registry
 
 ROOT = Path(__file__).parent.parent
@@ -124,3 +131,146 @@ def test_the_site_builds_strictly(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "site" / "grids" / "index.html").exists()
+
+
+TINY = """
+name: tiny
+tasks: [digits/mlp]
+methods: [sgd, placebo + sgd, handicap + sgd]
+seeds: 3
+recipes: [{set: {steps: 30, lr: 0.1}}]
+claims:
+  - {better: sgd, than: handicap + sgd, by: test/loss, assume: normal}
+  - {better: placebo + sgd, than: sgd, by: test/loss}
+  - {value: test/accuracy, of: sgd, above: 0.2}
+"""
+
+
+@pytest.fixture(scope="module")
+def papers() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("papers", DOCS / "papers.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def tiny(papers: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[tuple[str, str], Result]]:
+    """The pages of a grid that was run, and its results by cell and seed."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "grid.yaml").write_text(TINY)
+    registry, memory, docs = Registry(), Results(folder / "results"), folder / "docs"
+    docs.mkdir()
+    plan = build_plan(load_grid(folder / "grid.yaml", [], registry), registry)
+    found = {(t.cell.partition(" · ")[2], t.spec.seed_label): run(registry, t.spec, memory.folder) for t in plan.trials}
+    readings = docs / "papers" / "readings"
+    readings.mkdir(parents=True)
+    (readings / "tiny.md").write_text("What a person thinks of it.\n")
+    papers.write("tiny", papers.look("tiny", memory, registry, folder / "grid.yaml"), memory, docs)
+    return docs, found
+
+
+def rows_of(page: str) -> list[list[str]]:
+    """The cells of all tables of a page."""
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in page.splitlines() if row.startswith("|")]
+
+
+def test_the_csv_file_of_a_paper_is_its_results(tiny: tuple[Path, dict[tuple[str, str], Result]]) -> None:
+    docs, found = tiny
+    rows = list(csv.DictReader((docs / "papers" / "tiny.csv").open()))
+    assert [(row["cell"], row["seed"]) for row in rows] == sorted(found)
+    for row in rows:
+        result = found[row["cell"], row["seed"]]
+        assert (row["trial"], row["status"], row["code"]) == (result.hash, "finished", result.code)
+        for name in ("test/loss", "val/accuracy", "time/cpu_seconds"):
+            assert float(row[name]) == pytest.approx(result.metrics[name], rel=1e-5)
+
+
+def test_a_paper_s_page_has_the_numbers_of_its_results(tiny: tuple[Path, dict[tuple[str, str], Result]]) -> None:
+    docs, found = tiny
+    page = (docs / "papers" / "tiny.md").read_text().replace("\xa0", " ")
+    losses = {cell: [found[cell, str(n)].metrics["test/loss"] for n in range(3)] for cell, _ in found}
+    for cell, values in losses.items():
+        half = scipy.stats.t.ppf(0.975, 2) * scipy.stats.sem(values)
+        (row,) = [row for row in rows_of(page) if row[0] == cell]
+        mean, _, bound = row[2].partition(" ± ")
+        assert float(mean) == pytest.approx(np.mean(values), rel=1e-3) and row[1] == "3/3"
+        assert float(bound) == pytest.approx(half, rel=0.06)
+    gain = np.mean(np.subtract(losses["handicap + sgd"], losses["sgd"]))
+    (part,) = [row for row in rows_of(page) if row[:2] == ["1", "digits/mlp"]]
+    assert float(part[2].split()[0]) == pytest.approx(gain, rel=1e-2) and part[4] == "3"
+    cpu = sum(result.metrics["time/cpu_seconds"] for result in found.values())
+    assert "9 trials: 9 finished" in page and f"{cpu:.0f} seconds of CPU time" in page
+    assert "2 controls as planted" in page and "FAILED" not in page
+    assert "What a person thinks of it." in page
+    (picture,) = re.findall(r"\((tiny-.*\.svg)\)", page)
+    assert ElementTree.parse(docs / "papers" / picture).getroot().tag.endswith("svg")
+
+
+def test_the_summary_and_the_methods_are_filled_from_what_was_written(
+    papers: ModuleType, tiny: tuple[Path, dict[tuple[str, str], Result]]
+) -> None:
+    docs, _ = tiny
+    summary = papers.overview(docs)
+    assert "[tiny](papers/tiny.md)" in summary and "1 claim: 1 undecided; 2 controls as planted." in summary
+    assert summary.count("not run yet") == len(papers.PAPERS)
+    (docs / "methods").mkdir()
+    page = docs / "methods" / "sgd.md"
+    marked = "<!-- result of {} -->\nold\n<!-- end of result -->\n"
+    page.write_text("before\n" + marked.format("tiny") + marked.format("refresh"))
+    papers.fill(docs)
+    filled = page.read_text()
+    papers.fill(docs)
+    assert filled == page.read_text() and filled.startswith(
+        "before\n<!-- result of tiny -->\n[tiny](../papers/tiny.md): 1 claim"
+    )
+    assert "old" not in filled and "refresh.yaml`: not run yet" in filled
+
+
+def test_a_page_knows_how_many_trials_it_tells_of(
+    papers: ModuleType, tiny: tuple[Path, dict[tuple[str, str], Result]]
+) -> None:
+    docs, found = tiny
+    assert papers.ended_on_page("tiny", docs) == len(found) and papers.ended_on_page("refresh", docs) == 0
+
+
+def test_every_proxy_has_a_title_and_every_mark_a_proxy(papers: ModuleType) -> None:
+    assert set(papers.PAPERS) == {file.stem for file in (ROOT / "grids" / "proxies").glob("*.yaml")}
+    marked = [
+        name for page in (DOCS / "methods").glob("*.md") for _, name, _ in papers.MARKED.findall(page.read_text())
+    ]
+    assert set(marked) <= set(papers.PAPERS)
+
+
+def test_a_control_that_failed_is_shouted(papers: ModuleType, tiny: tuple[Path, dict[tuple[str, str], Result]]) -> None:
+    told = [{"kind": "**FAILED NULL CONTROL**", "outcome": "supported"}, {"kind": "claim", "outcome": "supported"}]
+    assert papers.told(told) == "1 claim: 1 supported; **1 of 1 controls FAILED**."
+    docs, _ = tiny
+    verdicts = json.loads((docs / "papers" / "tiny.json").read_text())["verdicts"]
+    assert [verdict["control"] for verdict in verdicts] == ["positive control", "null control", "claim"]
+
+
+@pytest.mark.parametrize("name", ["papers_regimes", "papers_tables"])
+def test_the_examples_of_the_pages_code_hold(papers: ModuleType, name: str) -> None:
+    failed, tried = doctest.testmod(importlib.import_module(name))
+    assert tried and not failed
+
+
+EXAMPLES = [
+    ".".join(file.relative_to(ROOT).with_suffix("").parts)
+    for package in ("harness", "tasks")
+    for file in sorted((ROOT / package).rglob("*.py"))
+    if ">>>" in file.read_text()
+]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_examples_of_docstrings_hold(name: str) -> None:
+    failed, tried = doctest.testmod(importlib.import_module(name))
+    assert tried and not failed
+
+
+def test_every_method_has_a_result() -> None:
+    pages = {page.stem: page.read_text() for page in (DOCS / "methods").glob("*.md")}
+    assert all(re.search(r"<!-- result of \w+ -->", text) for name, text in pages.items() if name != "planted")

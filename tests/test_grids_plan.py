@@ -1,5 +1,6 @@
 """Every grid of the project can be read, and planned where its data is there; its claims can be decided."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ CONTROLLED = (
     "refresh",
     "fed_oui_noisy",
     "fed_sq",
+    "oui_screening",
+    "oui_screening_lunarlander",
 )
 
 
@@ -51,3 +54,19 @@ def test_every_paper_has_a_grid_at_its_own_scale() -> None:
     papers = {Path(name).stem for name in GRIDS if name.startswith("papers/")}
     ten = "lambda_gelu oui_ppo two_timescales balanced_adam stable_grad fed_oui oui_observable oui_decay refresh fed_sq"
     assert set(ten.split()) <= papers
+
+
+def test_what_screening_costs_is_measured_on_seeds_that_no_threshold_was_fitted_on(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    calibration = build_plan(load_grid(ROOT / "proxies" / "oui_screening.yaml", [], registry), registry)
+    arms = sorted((ROOT / "screening").glob("*.yaml"))
+    plans = [build_plan(load_grid(arm, [], registry), registry) for arm in arms]
+    contents = {json.dumps([t.task_label, t.spec.recipe]) for t in calibration.trials if t.method_label == "adam"}
+    seeds = {trial.spec.seed_label for trial in calibration.trials}
+    assert len(plans) == 4 and sum(plan.screening is None for plan in plans) == 1
+    for plan in plans:
+        assert {json.dumps([t.task_label, t.spec.recipe]) for t in plan.trials} == contents
+        assert seeds.isdisjoint(trial.spec.seed_label for trial in plan.trials)
+        assert plan.screening is None or (plan.screening.source, plan.screening.at) == (calibration.name, 0.1)

@@ -79,23 +79,34 @@ def fit(rule: str, runs: Sequence[Run], recall: float) -> Bounds | None:
     success = np.array([run.success for run in runs], dtype=bool)
     if not success.any():
         return None
-    sides = [_sides(name, runs, success) for name in names]
-    best, reached = dict.fromkeys(names, (-math.inf, math.inf)), (-1.0, -1.0)
-    *outer, (inner_bounds, inner) = sides
-    for chosen in itertools.product(*(range(len(bounds)) for bounds, _ in outer)):
-        mask = np.ones(len(runs), dtype=bool)
-        for index, (_, masks) in zip(chosen, outer, strict=True):
-            mask = mask & masks[index]
-        accepted = inner & mask
-        hits, taken = (accepted & success).sum(axis=1), accepted.sum(axis=1)
-        recalls, precisions = hits / success.sum(), hits / np.maximum(taken, 1)
-        enough = np.flatnonzero(recalls >= recall - 1e-12)
-        if len(enough):
-            place = enough[np.lexsort((recalls[enough], precisions[enough]))[-1]]
-            score = float(precisions[place]), float(recalls[place])
-            if score > reached:
-                ends = [bounds[index] for index, (bounds, _) in zip(chosen, outer, strict=True)]
-                best, reached = dict(zip(names, [*ends, inner_bounds[place]], strict=True)), score
+    *outer, (inner_bounds, inner) = [_sides(name, runs, success) for name in names]
+    combined = np.ones((1, len(runs)), dtype=bool)
+    for _, masks in outer:
+        combined = (combined[:, None] & masks).reshape(-1, len(runs))
+    place = _best(combined, inner, success, recall)
+    ends = np.unravel_index(place[0], [len(bounds) for bounds, _ in outer]) if outer else ()
+    chosen = [bounds[index] for index, (bounds, _) in zip(ends, outer, strict=True)]
+    return dict(zip(names, [*chosen, inner_bounds[place[1]]], strict=True))
+
+
+def _best(outer: Bools, inner: Bools, success: Bools, recall: float, rows: int = 1024) -> tuple[int, int]:
+    """The pair of masks over runs that accepts best together: a row of `outer` and one of `inner`.
+
+    Counts are products of matrices, some rows at a time: a conjunction of four thresholds has millions of pairs. A mask that
+    recalls too little by itself does so in every pair.
+    """
+    least = (recall - 1e-12) * success.sum()
+    first, second = (np.flatnonzero((masks & success).sum(axis=1) >= least) for masks in (outer, inner))
+    best, reached = (0, 0), (-1.0, -1)
+    columns = inner[second].T.astype(np.float32)  # counts of runs are exact in it
+    for start in range(0, len(first) * bool(len(second)), rows):
+        block = outer[first[start : start + rows]]
+        hits, taken = (block & success).astype(np.float32) @ columns, block.astype(np.float32) @ columns
+        precisions = np.where(hits >= least, hits.astype(np.float64) / np.maximum(taken, 1), -1.0)
+        score = float(precisions.max()), int(hits[precisions == precisions.max()].max())
+        if score > reached:
+            row, column = np.nonzero((precisions == score[0]) & (hits == score[1]))
+            best, reached = (int(first[start + row[0]]), int(second[column[row == row[0]][-1]])), score
     return best
 
 
@@ -162,15 +173,17 @@ def judge(
         precision=precision,
         recall=hits / int(success.sum()),
         saved=float((cost * ~taken).sum() / cost.sum() * (1 - at)),
-        regret=_regret(kept, taken),
+        regret=regret(kept, taken),
         interval=_interval(kept, taken, success, resamples) if precision is not None else None,
         accepted=int(taken.sum()),
         runs=len(kept),
     )
 
 
-def _regret(runs: Sequence[Run], taken: Bools) -> float:
-    """Where none of a seed's runs is kept, its worst one stands for what is left; a diverged one counts as the worst."""
+def regret(runs: Sequence[Run], taken: Sequence[bool] | Bools) -> float:
+    """The best final return of a seed's runs minus the best of those taken, a mean over environments and seeds.
+
+    Where none of a seed's runs is kept, its worst one stands for what is left; a diverged one counts as the worst."""
     worst = min((run.final for run in runs if math.isfinite(run.final)), default=0.0)
     losses = []
     for place in sorted({(run.task, run.seed) for run in runs}):

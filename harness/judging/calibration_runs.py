@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,19 +12,22 @@ from rich.table import Table
 
 from harness.judging.calibration import Judgement, Run, fit
 from harness.recording.grids import submissions
-from harness.recording.records import Results, Status
+from harness.recording.records import Result, Results, Status
 from harness.screening import RULES, Bounds, Screening, read
 
 EVERY_RULE = " + ".join(RULES)
 FINAL = "train/return_last_tenth"
 """The final return: the mean over episodes of the last tenth of the steps."""
 
+JUDGED = (Status.FINISHED, Status.DIVERGED)
+"""The ends of runs that say whether a rule was right."""
+
 SOLVED = {"cartpole/ppo": 475.0, "acrobot/ppo": -100.0, "lunarlander/ppo": 200.0, "mountaincar/ppo": -110.0}
 """Gymnasium's reward thresholds."""
 
 
 def runs_of_grid(results: Results, grid: str, at: float, success: str = "relative") -> list[Run]:
-    """The finished and diverged runs of a grid's last submission.
+    """The finished and diverged runs of a grid's last submission, of its first method: the others are its controls.
 
     Args:
         results: the results folder.
@@ -39,22 +42,24 @@ def runs_of_grid(results: Results, grid: str, at: float, success: str = "relativ
     found = submissions(results, grid)
     if not found:
         raise ValueError(f"thresholds.from: found {grid!r}, which has no runs in {results.folder}; run that grid first")
+    trials = found[-1].trials()
     runs = []
-    for trial in found[-1].trials():
+    for trial in trials:
         records = results.trial(trial.hash)
         result = records.result()
-        if result is None or result.status not in (Status.FINISHED, Status.DIVERGED):
-            continue
-        recipe = trial.spec["recipe"]
-        until = max(1, round(at * int(recipe.get("rounds") or recipe["steps"])))
-        values = read(EVERY_RULE, records.records(), until, float(recipe["lr"]))
-        final = result.metrics.get(FINAL, -math.inf)
-        runs.append(Run(trial.task_label, float(recipe["lr"]), trial.seed, values, final, False, _cost(result.metrics)))
+        if trial.method_label == trials[0].method_label and result is not None and result.status in JUDGED:
+            runs.append(run_of(trial.task_label, trial.seed, trial.spec["recipe"], records.records(), result, at))
     return label(runs, success)
 
 
-def _cost(metrics: dict[str, float]) -> float:
-    return metrics.get("time/train_seconds", 1.0)
+def run_of(
+    task: str, seed: str, recipe: Mapping[str, Any], records: Iterable[Mapping[str, Any]], result: Result, at: float
+) -> Run:
+    """A finished or diverged trial as a run: its early values after a share of the training, and its final return."""
+    until = max(1, round(at * int(recipe.get("rounds") or recipe["steps"])))
+    values = read(EVERY_RULE, records, until, float(recipe["lr"]))
+    final = result.metrics.get(FINAL, -math.inf)
+    return Run(task, float(recipe["lr"]), seed, values, final, False, result.metrics.get("time/train_seconds", 1.0))
 
 
 def label(runs: Sequence[Run], success: str = "relative") -> list[Run]:

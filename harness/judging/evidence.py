@@ -118,8 +118,11 @@ class Evidence:
         return 1.0 if better == "max" else -1.0
 
     def value(self, trial: PlannedTrial, metric: str) -> float | None:
-        """A final metric of a trial, as it is, if it has one."""
+        """A final metric of a trial, as it is, if it has one; `recipe.lr` is a number of its recipe."""
         result = self.results.get(trial.hash)
+        if metric.startswith("recipe."):
+            number = trial.spec.recipe.get(metric.removeprefix("recipe."))
+            return float(number) if result and isinstance(number, int | float) else None
         return result.metrics.get(metric) if result else None
 
     def scores(self, task: str, cell: str, metric: str, direction: str = "") -> Scores:
@@ -215,16 +218,20 @@ class Evidence:
                     pairs[", ".join(own)] = one, other
         return pairs
 
-    def points(self, trial: PlannedTrial, metric: str) -> list[Point]:
-        """A trial's evaluations, with the seconds of training until each.
+    def records(self, trial: PlannedTrial) -> Iterable[Mapping[str, Any]]:
+        """The committed records of a trial.
 
         Raises:
-            ClaimError: if the records were not given.
+            ClaimError: if they were not given.
         """
         if self.curves is None:
             raise ClaimError("found no learning curves, allowed: judging with the records of the trials")
+        return self.curves(trial.hash)
+
+    def points(self, trial: PlannedTrial, metric: str) -> list[Point]:
+        """A trial's evaluations, with the seconds of training until each."""
         points, seconds = [], 0.0
-        for record in self.curves(trial.hash):
+        for record in self.records(trial):
             metrics = record.get("metrics", {})
             seconds = metrics.get("time/train_seconds", seconds)
             if metric in metrics:

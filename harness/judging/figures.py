@@ -35,6 +35,8 @@ COLOURS = [f"#c0ffe{index}" for index in range(SERIES)]
 """What becomes the colours of the page's palette."""
 
 DASHES: list[Any] = ["-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 2))]
+DASH_ARRAYS = ["none", "4 2", "6 2 1 2", "1 1.5", "5 1", "3 1 1 1", "1 1", "7 2"]
+"""The same for a legend, in SVG's words."""
 MARKERS = "osD^vPX*"
 
 SVG = "http://www.w3.org/2000/svg"

@@ -209,9 +209,57 @@ class Precision(Claim):
         return [precision_by_seed(self, evidence, task) for task in evidence.tasks(self.on)]
 
     def sentence(self) -> str:
-        bound = f"that of {self.than}" if self.than else f"{self.above:g}"
-        rule = f"{self.precision} at {self.early:.0%} of training"
-        return f"accepting by {rule} has a precision above {bound} at recall {self.recall:g} {self.measure()}"
+        sides = {"high": "high", "low": "low", "band": "a band of"}
+        bound = f"that of {sides[self.than_accepts]} {self.than}" if self.than else f"{self.above:g}"
+        rule = f"{self.precision} at {self.early:.0%} of training over the cells of {self.of}"
+        return f"accepting {sides[self.accepts]} {rule} has a precision above {bound} at recall {self.recall:g} {self.measure()}"
+
+
+@register_claim("screening")
+class Screening(Claim):
+    """A screening rule has a higher precision than each of others at the same recall, or than stopping nothing.
+
+    Rules are those of `screening:` in a grid, conjunctions included, fitted as there. A run of a learning rate is a success
+    if its return over the last tenth is at least the best mean of a learning rate less a tenth of its size. Thresholds are set
+    on the other seeds and judged on the seed left out.
+    """
+
+    screening: str = ""
+    than: tuple[str, ...] = ()
+    recall: float = 0.8
+    early: float = 0.1
+    of: str = "*"
+
+    needs = frozenset({"of"})
+
+    def check(self) -> None:
+        from harness.screening import quantities
+
+        for field, rule in [("screening", self.screening), *(("than", rule) for rule in self.than)]:
+            try:
+                quantities(rule)
+            except ValueError as error:
+                raise ClaimError(str(error).replace("rule", field, 1)) from None
+        if self.screening in self.than:
+            raise ClaimError(f"than: found {self.screening!r} itself, allowed: other rules")
+        if self.by or self.direction:
+            raise ClaimError(f"by: found {self.by or self.direction!r}, allowed: nothing; the final return decides")
+        fraction("recall", self.recall)
+        fraction("early", self.early)
+
+    def methods(self) -> dict[str, Sequence[str]]:
+        return {"of": [self.of]}
+
+    def contrasts(self, evidence: Evidence) -> list[Contrast]:
+        from harness.judging.screening import rules_by_seed
+
+        return [contrast for task in evidence.tasks(self.on) for contrast in rules_by_seed(self, evidence, task)]
+
+    def sentence(self) -> str:
+        others = f"screening by {', by '.join(self.than)}" if self.than else "stopping nothing"
+        tasks = "all tasks" if self.on == "*" else self.on
+        when = f"at {self.early:.0%} of training"
+        return f"screening by {self.screening} {when} has a higher precision at recall {self.recall:g} than {others} on {tasks}"
 
 
 @register_claim("saves")

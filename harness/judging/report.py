@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.judging.figures import Figure, csv_text
+from harness.judging.figures import DASH_ARRAYS, Figure, csv_text
 from harness.judging.report_data import Findings, Row, TaskTable, gather, number, numbers, trial_table
 from harness.judging.report_figures import overall_figures, task_figures, verdict_figure
 from harness.judging.statistics import AGGREGATES
@@ -112,6 +112,7 @@ def templates() -> Environment:
     found.filters |= {"number": number, "numbers": numbers, "difference": difference, "svg": Markup, "symbol": symbol}
     found.filters["details"] = lambda part: list(details(part))
     found.filters["mark"] = mark
+    found.globals["dash_arrays"] = DASH_ARRAYS
     return found
 
 

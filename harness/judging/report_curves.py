@@ -101,14 +101,20 @@ def thinned(count: int, most: int = POINTS) -> list[int]:
 def layered(names: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
     """Metrics of probes: those with a value for each of several layers, by measure, and those with one number.
 
+    Values of layers stand beside their summary, as `probe/oui/fc1` beside `probe/oui/mean`, or under a measure of a probe, as
+    `probe/activation_flips/gate/fc1`; `probe/activation_flips/rate` is a number of its own.
+
     >>> layered(["probe/oui/fc1", "probe/oui/fc2", "probe/oui/mean", "probe/loss"])
     ({'probe/oui': ['probe/oui/fc1', 'probe/oui/fc2']}, ['probe/oui/mean', 'probe/loss'])
+    >>> layered(["probe/flips/rate", "probe/flips/norm", "probe/flips/gate/fc1", "probe/flips/gate/fc2"])
+    ({'probe/flips/gate': ['probe/flips/gate/fc1', 'probe/flips/gate/fc2']}, ['probe/flips/rate', 'probe/flips/norm'])
     """
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
         measure, _, layer = name.rpartition("/")
         if layer not in SUMMARIES and measure != "probe":
             groups[measure].append(name)
-    maps = {measure: layers for measure, layers in groups.items() if len(layers) > 1}
+    summed = {name.rpartition("/")[0] for name in names if name.rpartition("/")[2] in SUMMARIES}
+    maps = {m: layers for m, layers in groups.items() if len(layers) > 1 and (m in summed or m.count("/") > 1)}
     drawn = {name for layers in maps.values() for name in layers}
     return maps, [name for name in names if name not in drawn and not name.endswith("/null")]

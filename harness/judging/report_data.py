@@ -14,10 +14,11 @@ import numpy as np
 from harness.claim import ClaimError
 from harness.judging.evidence import WORST, Curves, Evidence
 from harness.judging.figures import SERIES
+from harness.judging.history import history
 from harness.judging.paired import holm, ranked_failures, sign_flip_p, smallest_p
 from harness.judging.scores import Scores
 from harness.judging.statistics import mean_interval
-from harness.judging.verdicts import Verdict, judge_folder
+from harness.judging.verdicts import Verdict, judge
 from harness.planning.plan import Plan, PlannedTrial
 from harness.recording.grids import submissions
 from harness.recording.records import Result, Results, Status
@@ -103,7 +104,7 @@ def gather(plan: Plan, memory: Results, registry: Registry) -> Findings:
         plan=plan,
         results=results,
         evidence=evidence,
-        verdicts=judge_folder(plan, memory, registry) if plan.claims.listed else [],
+        verdicts=judge(plan, results, registry, curves=curves, past=history(memory, plan.name)),
         tables=[task_table(evidence, task) for task in evidence.tasks("*")],
         trouble=troubles(plan, results),
         counts=dict(counts.most_common()),
@@ -328,8 +329,8 @@ def text(value: Any) -> Any:
 def numbers(values: Sequence[float | None], digits: int = 4) -> str:
     """Numbers for a reader.
 
-    >>> numbers([0.123456, None, 1234.5])
-    '0.1235, none, 1234.5'
+    >>> numbers([0.123456, None, 1234.56])
+    '0.1235, none, 1235'
     """
     return ", ".join(number(value, digits) for value in values)
 

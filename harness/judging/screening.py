@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from harness.judging.calibration import Run, accept
+from harness.judging.calibration_runs import FINAL, JUDGED, label, run_of
 from harness.judging.evidence import WORST, Contrast, Evidence, Scores
 from harness.judging.statistics import rank_correlation
 from harness.judging.times import time_to_target
@@ -18,7 +20,7 @@ from harness.planning.plan import PlannedTrial
 from harness.recording.records import Status
 
 if TYPE_CHECKING:
-    from harness.judging.measures import Correlated, Precision, Saves
+    from harness.judging.measures import Correlated, Precision, Saves, Screening
 
 Side = Literal["high", "low", "band"]
 
@@ -129,6 +131,43 @@ def precision_by_seed(claim: Precision, evidence: Evidence, task: str) -> Contra
     else:
         numbers = numbers - (claim.above or 0.0)
     return Contrast(task, _bounded(whole, numbers, censored), "precision", details)
+
+
+def rules_by_seed(claim: Screening, evidence: Evidence, task: str) -> list[Contrast]:
+    """The precision of a screening rule on each seed left out, minus that of each other rule, or of keeping all runs."""
+    cells = evidence.cells(task, claim.of, claim.where)
+    ends = [evidence.collect(task, cell, lambda trial: evidence.value(trial, FINAL), FINAL) for cell in cells]
+    whole = Scores.combine(ends, "worst")
+    censored = np.any([(end.low < end.high) & end.present for end in ends], axis=0)
+    runs = label([run for cell in cells for run in _runs(claim, evidence, task, cell)])
+
+    def precisions(rule: str) -> NDArray[np.float64]:
+        taken = accept(rule, runs, claim.recall, "seed") if rule else [True] * len(runs)
+        found = []
+        for unit in evidence.units:
+            kept = [run.success for run, kept in zip(runs, taken, strict=True) if kept and run.seed == str(unit)]
+            found.append(sum(kept) / len(kept) if kept else 0.0)
+        return np.array(found)
+
+    ours = precisions(claim.screening)
+    contrasts = []
+    for rule in claim.than or ("",):
+        theirs = precisions(rule)
+        details = {"left out": ours.tolist(), "left out, other": theirs.tolist()}
+        name = f"{task} · {rule}" if rule else task
+        contrasts.append(Contrast(name, _bounded(whole, ours - theirs, censored), "precision", details))
+    return contrasts
+
+
+def _runs(claim: Screening, evidence: Evidence, task: str, cell: str) -> list[Run]:
+    """The runs of a cell that finished or diverged."""
+    found = []
+    for trial in evidence.by_unit(task, cell):
+        result = evidence.results.get(trial.hash)
+        if result and result.status in JUDGED:
+            seed, records = str(trial.spec.seed[evidence.stream]), evidence.records(trial)
+            found.append(run_of(task, seed, trial.spec.recipe, records, result, claim.early))
+    return found
 
 
 def correlation_by_seed(claim: Correlated, evidence: Evidence, task: str) -> Contrast:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import RenderableType
 from rich.table import Table
 
-from harness.judging.reading import undecidable
+from harness.judging.reading import one_sided, undecidable
 from harness.judging.verdicts import Part, Verdict
 from harness.planning.plan import Plan
 from harness.registry import Registry
@@ -41,10 +41,8 @@ def difference(part: Part) -> str:
 
 
 def doubts(plan: Plan, registry: Registry) -> list[str]:
-    """A line for each claim that no outcome of the grid could decide."""
-    found = undecidable(plan, registry)
-    return [
-        f"claim cannot be decided by this grid: {claim.sentence}: {found[claim.hash]}"
-        for claim in plan.claims.listed
-        if claim.hash in found
-    ]
+    """A line for each claim that no outcome of the grid could decide, or that it could decide one way only."""
+    never, one_way = undecidable(plan, registry), one_sided(plan, registry)
+    said = {hash: f"cannot be decided by this grid: {reason}" for hash, reason in never.items()}
+    said |= {hash: f"can be decided one way only by this grid: {reason}" for hash, reason in one_way.items()}
+    return [f"{claim.sentence}: {said[claim.hash]}" for claim in plan.claims.listed if claim.hash in said]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from harness.identity import Part, Requirement, TrialSpec, code_digest
+from harness.identity import Part, Requirement, Seeds, TrialSpec, code_digest
 from harness.options import check
 from harness.planning.axes import Taken
 from harness.planning.cells import Cell, lay_out
@@ -150,20 +150,20 @@ class Assembler:
             "resources": resources,
             "origins": self._origins(cell, content.recipe),
         }
-        trials = []
+        trials, of_seed = [], Seeds(content)
         seeds = self.grid.seeds if cell.tuning is None else self._tuning_seeds()
+        tuned_by = [
+            Requirement(TUNED, trial.hash, self.tasks[cell.task.label].task.metric)
+            for number in cell.tuned_by
+            for trial in planned[number]
+        ]
         for index, seed in enumerate(seeds):
             requires = [
                 Requirement(path, planned[t.cell][(index + t.ahead) % len(seeds)].hash, t.taken)
                 for path, t in cell.takes.items()
             ]
-            requires += [
-                Requirement(TUNED, trial.hash, self.tasks[cell.task.label].task.metric)
-                for number in cell.tuned_by
-                for trial in planned[number]
-            ]
-            spec = replace(content, seed=seed, requires=requires)
-            trials.append(PlannedTrial(spec=spec, hash=spec.hash, **shared))
+            spec, hash = of_seed.trial(seed, requires + tuned_by)
+            trials.append(PlannedTrial(spec=spec, hash=hash, **shared))
         return trials
 
     def _tuned_fields(self, cell: Cell) -> list[str]:

@@ -89,7 +89,7 @@ def check_claims(
         hash = claim_hash(content, parsed.level, looks)
         if hash in [other.hash for other in claims]:
             raise where.error("found the same claim again, allowed: each once")
-        claims.append(PlannedClaim(claim.name, dict(content), claim.sentence(), hash))
+        claims.append(PlannedClaim(claim.name, dict(content), claim.statement(), hash))
     return Claims(tuple(claims), parsed.level, looks)
 
 

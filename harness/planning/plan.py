@@ -43,7 +43,7 @@ class LeftOut:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PlannedTrial:
     """One trial of a plan. What it shares with the other seeds of its cell is the same object in all of them."""
 
@@ -194,7 +194,7 @@ class Plan:
 
 
 def _cell_content(trial: PlannedTrial) -> dict[str, Any]:
-    shared = {name: value for name, value in vars(trial).items() if name not in ("spec", "hash")}
+    shared = {name: getattr(trial, name) for name in trial.__slots__ if name not in ("spec", "hash")}
     spec = json.loads(replace(trial.spec, seed={}, requires=[]).to_json())
     return shared | {"resources": asdict(trial.resources), "spec": spec, "trials": []}
 

@@ -172,6 +172,10 @@ class ScreeningRule(Model):
     rule: str
     at: Annotated[float, Field(gt=0, lt=1)] = 0.1
     thresholds: Annotated[dict[str, Any], Field(min_length=1)] = {}
+    reduction: Annotated[float, Field(gt=1)] | None = None
+    """ASHA lets one in so many go on at each rung; 4 unless given."""
+    samples: Annotated[int, Field(ge=1)] | None = None
+    """Median stopping compares with so many others at least; 3 unless given."""
 
 
 class Sequential(Model):

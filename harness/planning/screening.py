@@ -3,6 +3,8 @@
 screening: {rule: oui, at: 0.1, thresholds: {critic: [0.3, 0.7], actor: 0.6}}
 screening: {rule: early_return, at: 0.1, thresholds: {"cartpole/*": {return: 60}, "acrobot/*": {return: -400}}}
 screening: {rule: early_return + oui, at: 0.1, thresholds: {from: oui-screening, recall: 0.8}}
+screening: {rule: asha, at: 0.1, reduction: 4}
+screening: {rule: median, at: 0.1, samples: 3}
 """
 
 from __future__ import annotations
@@ -14,10 +16,10 @@ from typing import Any
 from harness.options import nearest
 from harness.planning.entries import Choice
 from harness.planning.errors import Where, listed
-from harness.screening import RULES, Bounds, Screening, quantities
+from harness.screening import NEIGHBOURS, Bounds, Screening, quantities
 
-NEIGHBOURS = ("asha", "median")
-"""Rules that compare a trial with others of the grid."""
+DEFAULTS = {"reduction": 4.0, "samples": 3.0}
+"""Ray Tune's own."""
 
 
 def check_screening(content: Any, where: Where, tasks: list[Choice]) -> Screening | None:
@@ -28,14 +30,19 @@ def check_screening(content: Any, where: Where, tasks: list[Choice]) -> Screenin
     """
     if content is None:
         return None
-    if content.rule in NEIGHBOURS:
-        raise where.at("rule").error(
-            f"not yet: {content.rule}, which compares a trial with others; allowed: {listed(RULES)}"
-        )
+    own = NEIGHBOURS.get(content.rule)
+    for name in DEFAULTS:
+        if name != own and getattr(content, name) is not None:
+            raise where.at(name).error(f"found {getattr(content, name):g}, allowed: nothing with rule {content.rule!r}")
+    if own:
+        if content.thresholds:
+            raise where.at("thresholds").error(f"found some, allowed: none; {content.rule!r} compares trials")
+        return Screening(content.rule, content.at, options={own: float(getattr(content, own) or DEFAULTS[own])})
     try:
         names = quantities(content.rule)
     except ValueError as error:
-        raise where.at("rule").error(str(error).removeprefix("rule: ")) from None
+        rules = f", joined by '+'; or {' or '.join(NEIGHBOURS)} alone"
+        raise where.at("rule").error(str(error).removeprefix("rule: ").replace(", joined by '+'", rules)) from None
     written, place = content.thresholds, where.at("thresholds")
     if "from" in written:
         return _fitted(content, place)

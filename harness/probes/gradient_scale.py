@@ -1,7 +1,8 @@
-"""How smoothly the optimizer's update answers to the gradient's changing scale."""
+"""The scale of gradients: how it differs from layer to layer, and how smoothly the update answers to its change."""
 
 from __future__ import annotations
 
+import io
 import math
 from typing import Any
 
@@ -13,6 +14,80 @@ from harness.probe import Probe
 from harness.probes.activation_flips import learning_rate
 from harness.probes.scale_response import LiteralDecomposition
 from harness.registry import register_probe
+
+LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+
+
+@register_probe("layer_gradients")
+class LayerGradients(Probe):
+    r"""The standard deviation of each layer's weight gradient over training, and its picture.
+
+    `probe/layer_gradients/LAYER`: :math:`\sigma(G_l)` over the entries of the weight gradient of a linear layer or a
+    convolution, as the optimizer takes it: after what methods did to it and after clipping. `…/spread`: the largest over the
+    smallest that is not zero, 1 where all layers are alike. The picture `layer_gradients.svg` shows all measurements of the
+    trial, one line for each layer, the first layer dark.
+
+    Not in a federated task, whose server has no gradients.
+    """
+
+    def __post_init__(self) -> None:
+        self._history: list[tuple[int, dict[str, float]]] = []
+
+    def start(self, state: State) -> None:
+        self._layers = {name: layer for name, layer in state.model.named_modules() if isinstance(layer, LAYERS)}
+
+    def after_step(self, state: State) -> dict[str, float]:
+        gradients = {name: parameter.grad for name, parameter in self._weights() if parameter.grad is not None}
+        stds = [gradient.double().std(correction=0) for gradient in gradients.values()]
+        if not stds:
+            return {}
+        values = dict(zip(gradients, torch.stack(stds).tolist(), strict=True))
+        self._history.append((state.step, dict(values)))
+        positive = [value for value in values.values() if value > 0]
+        if positive:
+            values["spread"] = max(positive) / min(positive)
+        return {f"layer_gradients/{name}": value for name, value in values.items()}
+
+    def _weights(self) -> list[tuple[str, Tensor]]:
+        """The weight of each layer; what a parametrisation computes it from, the one of most entries, stands for it."""
+        return [
+            (name, max(layer.parameters(), key=lambda p: (p.ndim, p.numel()))) for name, layer in self._layers.items()
+        ]
+
+    def pictures(self) -> dict[str, str]:
+        return {"layer_gradients.svg": _drawn(self._history)} if self._history else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self._history}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._history = state["history"]
+
+
+def _drawn(history: list[tuple[int, dict[str, float]]]) -> str:
+    """One line for each layer over the steps, on a logarithmic scale, as SVG text. The same history gives the same text."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    names = list(history[0][1])
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    panel = figure.subplots()
+    shades = matplotlib.colormaps["viridis"]
+    for index, name in enumerate(names):
+        steps, values = zip(*((step, each.get(name, math.nan)) for step, each in history), strict=True)
+        positive = [value if value > 0 else math.nan for value in values]
+        colour = shades(0.9 * index / max(1, len(names) - 1))
+        panel.plot(steps, positive, marker="." if len(steps) < 30 else "", color=colour, label=name)
+    panel.set(yscale="log", xlabel="step", ylabel="standard deviation of the weight gradient")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(names) <= 20:
+        panel.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "layers", "svg.fonttype": "none"}):
+        FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})
+    return text.getvalue()
 
 
 @register_probe("gradient_scale")
@@ -52,8 +127,7 @@ class GradientScale(Probe):
         self._literal: LiteralDecomposition | None = None
 
     def start(self, state: State) -> None:
-        kinds = nn.Linear | nn.modules.conv._ConvNd
-        layers = [module for module in state.model.modules() if isinstance(module, kinds)]
+        layers = [module for module in state.model.modules() if isinstance(module, LAYERS)]
         self._parameters = list(dict.fromkeys(p for layer in layers for p in layer.parameters() if p.requires_grad))
         if not self._parameters:
             raise ValueError(

@@ -189,6 +189,19 @@ class TrialRecords:
             with open(self.folder / chunk, encoding="utf-8") as file:
                 yield from map(json.loads, file)
 
+    def verdict(self, mark: str, code: str) -> str:
+        """Why a rule that compares trials stops this one; empty if it does not, or did under another rule or code."""
+        try:
+            content = json.loads((self.folder / "verdict.json").read_text())
+        except FileNotFoundError:
+            return ""
+        return str(content["reason"]) if (content["mark"], content["code"]) == (mark, code) else ""
+
+    def leave_verdict(self, mark: str, code: str, reason: str) -> None:
+        """Tells the trial, which may be running elsewhere, that a rule stops it."""
+        content = {"mark": mark, "code": code, "reason": reason}
+        write_atomically(self.folder / "verdict.json", json.dumps(content))
+
     def spec_json(self) -> str | None:
         """The trial's content as it was written when it first ran."""
         try:

@@ -33,7 +33,7 @@ from harness.running.scheduling import (
     this_machine,
 )
 from harness.running.units import Unit, UnitTrial, stack
-from harness.screening import Screening
+from harness.screening import NEIGHBOURS, Screening
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,11 @@ class Run:
     def _stages(self, waiting: Sequence[PlannedTrial], progress: Progress) -> None:
         hashes = {trial.hash for trial in waiting}
         listener = Metrics(progress, self.plan.name, len(hashes), self.results.grid(self.plan.name))
+        scheduler = None
+        if self.screening and self.screening.rule in NEIGHBOURS:
+            from harness.running.neighbours import Neighbours
+
+            scheduler = Neighbours(self.screening, self.plan, hashes, self.results)
         for stage in self.plan.stages:
             units = []
             for trial in stage:
@@ -136,7 +141,7 @@ class Run:
                     "slots": progress.slots,
                     "since": time.time(),
                 }
-                self._take(run_units(stack(units, progress.slots), settings, listener))
+                self._take(run_units(stack(units, progress.slots), settings, listener, scheduler))
             if self.outcome.interrupted or self.outcome.unwritable():
                 return
 

@@ -166,7 +166,7 @@ def queue(units: Sequence[Unit]) -> list[Unit]:
     return sorted(units, key=lambda unit: (-unit.resources.gpus, -unit.resources.cpus, -(unit.resources.memory or 0)))
 
 
-def run_units(units: Sequence[Unit], settings: dict[str, Any], listener: Listener) -> Outcome:
+def run_units(units: Sequence[Unit], settings: dict[str, Any], listener: Listener, scheduler: Any = None) -> Outcome:
     """Runs units to their ends on the cluster that this process is connected to.
 
     Args:
@@ -174,6 +174,7 @@ def run_units(units: Sequence[Unit], settings: dict[str, Any], listener: Listene
         settings: what `Worker` takes: `results`, `plugins`, `commit_every`, `report_every`; and `slots`, how many trials
             run at a time.
         listener: hears of progress.
+        scheduler: a Tune scheduler; first in, first out unless given.
     """
     outcome, suspects, tries = Outcome(), Counter[str](), Counter[str]()
     waiting = queue(units)
@@ -183,7 +184,7 @@ def run_units(units: Sequence[Unit], settings: dict[str, Any], listener: Listene
         batch = alone[:1] or waiting[:TUNER_UNITS]
         attempt += 1
         watch = Watch(batch, listener, outcome)
-        crashed = _fit(batch, settings, watch, attempt)
+        crashed = _fit(batch, settings, watch, attempt, scheduler)
         settled = watch.settled()
         if crashed:
             _check_alive()
@@ -276,7 +277,7 @@ class Watch:
         return self._started - self.settled()
 
 
-def _fit(units: Sequence[Unit], settings: dict[str, Any], watch: Watch, attempt: int) -> bool:
+def _fit(units: Sequence[Unit], settings: dict[str, Any], watch: Watch, attempt: int, scheduler: Any) -> bool:
     """One Tuner over units. Returns whether it ended unexpectedly: a memory kill by Ray ends `fit` with an exception."""
     from ray import tune
     from ray.tune.error import TuneError
@@ -291,6 +292,7 @@ def _fit(units: Sequence[Unit], settings: dict[str, Any], watch: Watch, attempt:
             tune.with_parameters(Worker, table=table, settings=settings),
             tune_config=tune.TuneConfig(
                 search_alg=ListSearch(units, watch, settings["slots"], attempt),
+                scheduler=scheduler,
                 reuse_actors=True,
                 metric=None,
                 mode=None,

@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import psutil
 
@@ -36,6 +36,9 @@ from harness.recording.records import (
     end_without_result,
 )
 from harness.running.units import APART, UnitTrial
+
+if TYPE_CHECKING:
+    from harness.training.trial import Course
 
 ENDINGS = ("", "interrupted", "locked", "unwritable")
 """How a child may rightly end without a result. It says so in shared memory: an author's code may choose any exit code."""
@@ -228,10 +231,13 @@ class Warm:
             )
             for order, attempt in entered
         ]
-        if courses[0].spec.stacked:
+        if courses[0].spec.stacked:  # a seed learns at its next evaluation that a rule stops it
             return run_stack(courses, self.registry, commit_every=self.commit_every, halt=halt)
+        judged = _judged(courses[0])
         try:
-            run_alone(courses[0], self.registry, commit_every=self.commit_every, halt=halt)
+            run_alone(
+                courses[0], self.registry, commit_every=self.commit_every, halt=lambda step: judged() or halt(step)
+            )
         except RecordsError as error:
             return {courses[0].spec.hash: error}
         return {}
@@ -239,6 +245,20 @@ class Warm:
     def _trouble(self, number: int, error: RecordsError) -> None:
         print(error, file=sys.stderr)
         self.shared[8 + number] = ENDINGS.index("locked" if isinstance(error, Locked) else "unwritable")
+
+
+def _judged(course: Course) -> Callable[[], bool]:
+    """Tells, looking twice a second, whether a rule that compares trials has stopped this one."""
+    screen, looked = course.screen, time.monotonic()
+
+    def judged() -> bool:
+        nonlocal looked
+        if screen is None or not screen.compares or time.monotonic() - looked < 0.5:
+            return False
+        looked = time.monotonic()
+        return bool(course.attempt.trial.verdict(screen.mark, course.attempt.code))
+
+    return judged
 
 
 def _warm_up(registry: Any) -> None:

@@ -61,6 +61,8 @@ def train(
         if commits.due(halted):
             commit(training)
         if halted and state.step < length:
+            if training.screen and training.screen.compares:
+                _decide(training, training.screen)
             raise Interrupted(f"stopped at step {state.step} of {length}")
     return finish(training)
 
@@ -98,7 +100,8 @@ def after_step(training: Training, probes: dict[str, Probe]) -> None:
     """All that follows a step: measures, records, evaluation, kept checkpoints, the early-stopping rule."""
     _report(training, probes)
     _keep(training)
-    if training.screen and training.state.step == training.screen.step(training.state.recipe.length):
+    step, recipe = training.state.step, training.state.recipe
+    if training.screen and training.screen.due(step, recipe.length, recipe.evaluate_every or 1):
         _decide(training, training.screen)
 
 
@@ -109,10 +112,14 @@ def finish(training: Training) -> dict[str, float]:
 
 
 def _decide(training: Training, screen: Screen) -> None:
-    """Lets a rule judge the trial by its committed records."""
+    """Lets a rule judge the trial by its committed records; one that compares trials reads them too, and leaves a verdict."""
     commit(training)
-    records = training.attempt.trial.records()
-    if reason := screen.judge(records, training.state.recipe.length, training.state.recipe.lr):
+    trial, recipe = training.attempt.trial, training.state.recipe
+    if screen.compares:
+        reason = trial.verdict(screen.mark, training.attempt.code)
+    else:
+        reason = screen.judge(trial.records(), recipe.length, recipe.lr)
+    if reason:
         raise Screened(reason)
 
 

@@ -119,12 +119,15 @@ class Course:
             self._end(*_status(error))
 
     def finish(self, metrics: dict[str, float]) -> None:
-        """Keeps the pictures of the selected model and leaves the result of a finished trial."""
+        """Keeps the pictures of the selected model and of the probes, and leaves the result of a finished trial."""
         training = self.training
         assert training is not None
         with observe(training.state.model):
-            for name, picture in training.workload.pictures(training.state.model).items():
-                self.attempt.keep(f"pictures/{name}", picture.encode())
+            pictures = training.workload.pictures(training.state.model)
+        for probe in training.probes.values():
+            pictures |= probe.pictures()
+        for name, picture in pictures.items():
+            self.attempt.keep(f"pictures/{name}", picture.encode())
         self._end(Status.FINISHED, metrics=metrics)
 
     def _end(self, status: Status, reason: str = "", error: str = "", metrics: dict[str, float] | None = None) -> None:

@@ -54,7 +54,7 @@ def made_plan(
     metrics = {task: ["val/accuracy", "max"] for task in tasks}
     known = registry or Registry()
     planned = tuple(
-        PlannedClaim(kind, claim, known.build_claim(kind, claim).sentence(), claim_hash(claim, level, looks))
+        PlannedClaim(kind, claim, known.build_claim(kind, claim).statement(), claim_hash(claim, level, looks))
         for claim in claims
         for kind in [next(name for name in claim if name in {item.name for item in known.items("claim")})]
     )

@@ -126,6 +126,7 @@ def write_curves(plan: Plan, memory: Results, points: int, layers: tuple[str, ..
                 value = 1 - math.exp(-point / 10) + 0.01 * (number % 7)
                 metrics = {"val/accuracy": value, "time/train_seconds": 0.1 * point}
                 metrics |= {f"probe/oui/{layer}": value * index for index, layer in enumerate(layers)}
+                metrics |= {"probe/oui/mean": value} if layers else {}
                 attempt.record({"step": point * 5, "time": 1.0, "metrics": metrics})
             assert result is not None
             attempt.finish(replace(result, steps=100))

@@ -16,7 +16,7 @@ from harness.judging.evidence import Evidence
 from harness.judging.lookahead import next_batch
 from harness.judging.paired import sign_flip_p
 from harness.judging.ranks import ranking
-from harness.judging.reading import looks, undecidable
+from harness.judging.reading import looks, one_sided, undecidable
 from harness.judging.statistics import AGGREGATES, aggregate, profile
 from harness.judging.verdicts import Outcome, Verdict, judge
 from harness.planning.plan import Plan
@@ -122,6 +122,45 @@ def test_correlation_and_precision_over_the_cells_of_a_seed(registry: Registry) 
         assert verdict.outcome is outcome, (claim, verdict.parts)
 
 
+def test_screening_rules_are_compared_on_seeds_left_out(registry: Registry) -> None:
+    """Half of the learning rates succeed. Critics tell which, actors are all alike, divergence is noise."""
+    rates = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    rng = np.random.default_rng(0)
+    finals = {f"t · a · lr={rate}": np.full(10, 100.0 if rate > 0.3 else 20.0) for rate in rates}
+
+    def verdict(claim: dict[str, object]) -> Verdict:
+        plan = made_plan([claim], methods=("a",), axes={"a": rates})
+        lr = {trial.hash: trial.spec.recipe["lr"] for trial in plan.trials}
+
+        def curves(hash: str) -> list[dict[str, object]]:
+            early = {"train/oui_critic": 0.5 if lr[hash] > 0.3 else rng.choice([0.1, 0.9]), "train/oui_actor": 0.7}
+            return [{"step": 10, "metrics": early | {"train/approx_kl": rng.random()}}, {"step": 11, "metrics": {}}]
+
+        results = ended(plan, finals, train__return_last_tenth=finals)
+        (found,) = judge(plan, results, registry, curves=curves)
+        return found
+
+    nothing = verdict({"screening": "oui", "of": "a"})
+    assert nothing.outcome is S
+    assert nothing.parts[0].differences == [0.5] * 10  # all that is kept succeeds, and half of all does
+    several = verdict({"screening": "oui", "than": ["kl", "lr"], "of": "a", "recall": 0.9})
+    assert [part.label for part in several.parts] == ["t · kl", "t · lr"]
+    assert several.outcome is U and several.parts[1].differences == [0.0] * 10  # the learning rate tells as much
+    assert verdict({"screening": "oui", "than": ["kl"], "of": "a", "recall": 0.9}).outcome is S
+    assert verdict({"screening": "kl", "than": ["oui"], "of": "a", "recall": 0.9}).outcome is C
+    rising = verdict({"correlated": "train/return_last_tenth", "against": "recipe.lr", "above": 0.5, "of": "a"})
+    assert rising.outcome is S
+    for claim, message in (
+        ({"screening": "oiu", "of": "a"}, "screening: found 'oiu', allowed: oui, "),
+        ({"screening": "oui", "than": ["ret"], "of": "a"}, "than: found 'ret'"),
+        ({"screening": "oui", "than": ["oui"], "of": "a"}, "than: found 'oui' itself"),
+        ({"screening": "oui", "of": "a", "by": "val/return"}, "by: found 'val/return'"),
+        ({"screening": "oui", "of": "a", "recall": 1.5}, "recall: found 1.5"),
+    ):
+        with pytest.raises(ClaimError, match=message):
+            registry.build_claim("screening", claim).check()
+
+
 def test_saving_time_to_a_target_and_early_measures_read_the_records(registry: Registry) -> None:
     plan = made_plan([{"saves": "a", "than": "b", "at_least": 0.3, "to": 0.9}])
     cells = {"t · a": 40, "t · b": 80}
@@ -163,6 +202,15 @@ def test_the_plan_flags_what_no_outcome_could_decide(registry: Registry) -> None
     assert undecidable(made_plan(claims[:1], seeds=5, level=0.01), registry)
     alone = made_plan([{"better": "a", "than": "b", "on": "x"}])
     assert "found no trials" in next(iter(undecidable(alone, registry).values()))
+
+
+def test_the_plan_flags_what_could_come_out_one_way_only(registry: Registry) -> None:
+    """Five seeds give p = 1/32 at best: enough for "on every one of two tasks", not for "not on every one", twice that."""
+    claim = {"better": "a", "than": "b"}
+    (reason,) = one_sided(made_plan([claim], tasks=("t", "u"), seeds=5), registry).values()
+    assert reason == "5 seeds are too few at 0.05, corrected for 1 claims for contradicted: 6 would do"
+    assert not one_sided(made_plan([claim], tasks=("t", "u"), seeds=6), registry)
+    assert not one_sided(made_plan([claim], tasks=("t", "u"), seeds=4), registry)
 
 
 def test_diverged_rank_worst_screened_are_censored_failed_hold_back(registry: Registry) -> None:

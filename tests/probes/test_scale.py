@@ -23,6 +23,7 @@ from harness.probes.scale_response import (
 )
 from harness.recording.records import TrialRecords
 from harness.registry import Registry
+from harness.training.loop import Interrupted
 
 PAIRS = [(0.9, 0.999), (0.9, 0.95), (0.95, 0.9), (0.9, 0.9)]
 LONG = 30_000
@@ -227,3 +228,44 @@ def test_the_probe(tmp_path: Path, registry: Registry) -> None:
     metrics = run(registry, balanced, tmp_path).metrics
     assert metrics["probe/gradient_scale/first_order"] == 0
     assert metrics.get("probe/gradient_scale/share/L", 0.0) == 0
+
+
+def test_the_scale_of_each_layer_and_its_picture(tmp_path: Path, registry: Registry) -> None:
+    """Against autograd on the bare formula: the gradient of the first step, from the same weights and points."""
+    from harness.streams import Streams
+    from harness.training.trial import build_recipe
+    from tasks.physics import PoissonPINN
+
+    probe = Part("layer_gradients", {"every": 1})
+    spec = short_spec(registry, "poisson/pinn", [Part("adam")], [probe], precision="float64")
+    run(registry, spec, tmp_path)
+    records = [r["metrics"] for r in TrialRecords(tmp_path, spec.hash).records() if "metrics" in r]
+    found = {name.split("/")[-1]: v for name, v in records[0].items() if name.startswith("probe/layer_gradients/")}
+
+    task = PoissonPINN()
+    torch.set_default_dtype(torch.float64)
+    try:
+        built = task.workload(build_recipe(task, spec.recipe), Streams(0), torch.device("cpu"))
+        built.objective(built.model, built.next_batch()).value.backward()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    linear = {name: layer for name, layer in built.model.named_modules() if isinstance(layer, torch.nn.Linear)}
+    expected = {name: float(layer.weight.grad.numpy().std()) for name, layer in linear.items()}  # type: ignore[union-attr]
+    expected["spread"] = max(expected.values()) / min(expected.values())
+    assert found == pytest.approx(expected, rel=1e-12) and len(expected) == 5
+
+    picture = (TrialRecords(tmp_path, spec.hash).folder / "pictures" / "layer_gradients.svg").read_text()
+    assert picture.startswith("<?xml") and all(f"{name}</text>" in picture for name in linear)
+
+
+def test_stable_grad_makes_layers_alike_and_resuming_keeps_the_history(tmp_path: Path, registry: Registry) -> None:
+    probe = Part("layer_gradients", {"every": 1})
+    spec = short_spec(registry, "poisson/pinn", [Part("stable_grad"), Part("adam")], [probe], clip=None)
+    assert run(registry, spec, tmp_path).metrics["probe/layer_gradients/spread"] == pytest.approx(1, rel=1e-5)
+    folder = TrialRecords(tmp_path, spec.hash).folder
+    whole = (folder / "pictures" / "layer_gradients.svg").read_text()
+    with pytest.raises(Interrupted):
+        run(registry, spec, tmp_path / "again", halt=lambda step: step == 11)
+    run(registry, spec, tmp_path / "again")
+    other = TrialRecords(tmp_path / "again", spec.hash).folder / "pictures" / "layer_gradients.svg"
+    assert other.read_text() == whole

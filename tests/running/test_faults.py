@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-from machines import processes, until
+from machines import PATIENCE, processes, until
 from support import command, harness, plugin, timeless, write_grid
 
 from harness.planning.grid import load_grid
@@ -94,7 +94,7 @@ class Place:
 
     def run(self, *more: object, status: int = 0) -> str:
         """A driver, to its end."""
-        return harness(*self.arguments(*more), status=status)
+        return harness(*self.arguments(*more), status=status, timeout=PATIENCE)
 
     def committed(self) -> list[str]:
         """Trials that have committed and not ended, while the driver runs."""
@@ -152,11 +152,11 @@ def test_a_worker_process_is_killed(kind: str, tmp_path: Path, undisturbed: Plac
     place = Place(tmp_path)
     place.pace(0.1)
     driver = place.start()
-    until(place.committed, 120, "a commit")
+    until(place.committed, PATIENCE, "a commit")
     for process in worker_processes(place, kind)[:1]:
         process.kill()
     place.pace(0)
-    shown = driver.communicate(timeout=240)[0]
+    shown = driver.communicate(timeout=PATIENCE)[0]
     assert driver.returncode == 0, shown
     place.as_undisturbed(undisturbed)
     attempts = [Results(place.results).trial(hash).result().attempt for hash in place.hashes]  # type: ignore[union-attr]
@@ -169,7 +169,7 @@ def test_a_stopped_grid_goes_on(tmp_path: Path, undisturbed: Place) -> None:
     place = Place(tmp_path)
     place.pace(0.1)
     driver = place.start()
-    until(place.committed, 120, "a commit")
+    until(place.committed, PATIENCE, "a commit")
     assert "Stopped: faults" in harness("stop", place.grid, "--results", place.results)
     driver.communicate(timeout=30)
     assert driver.returncode == 130
@@ -185,10 +185,10 @@ def test_a_second_driver_is_refused(tmp_path: Path, undisturbed: Place) -> None:
     place = Place(tmp_path)
     place.pace(0.1)
     driver = place.start()
-    until(place.committed, 120, "a commit")
+    until(place.committed, PATIENCE, "a commit")
     assert "grid faults is being run by another driver" in place.run(status=3)
     place.pace(0)
-    shown = driver.communicate(timeout=240)[0]
+    shown = driver.communicate(timeout=PATIENCE)[0]
     assert driver.returncode == 0, shown
     place.as_undisturbed(undisturbed)
     place.nothing_runs()
@@ -232,13 +232,13 @@ def test_a_results_folder_that_becomes_full_in_mid_run(tmp_path: Path, undisturb
         place.results = disk / "results"
         place.pace(0.1)
         driver = place.start()
-        until(place.committed, 120, "a commit")
+        until(place.committed, PATIENCE, "a commit")
         filler = disk / "filler"
         with pytest.raises(OSError), filler.open("wb") as file:
             while True:
                 file.write(bytes(1 << 16))
                 file.flush()
-        shown = driver.communicate(timeout=240)[0]
+        shown = driver.communicate(timeout=PATIENCE)[0]
         assert driver.returncode == 3, shown
         assert "a rerun goes on once that is mended" in shown
         begun = [hash for hash in place.hashes if Results(place.results).trial(hash).attempts()]
@@ -296,7 +296,7 @@ def test_a_trial_that_ray_kills_for_memory(tmp_path: Path, undisturbed: Place) -
     threshold = (used.total - used.available + (3 << 30)) / used.total
     environment = {"RAY_memory_usage_threshold": f"{threshold:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
     driver = place.start("--set", "resources.memory=6GiB", "--cpus", 1, **environment)
-    shown = driver.communicate(timeout=500)[0]
+    shown = driver.communicate(timeout=PATIENCE)[0]
     assert driver.returncode == 1, shown
     ended = Counter(
         (trial.method_label, Results(place.results).trial(trial.hash).result().status.value)  # type: ignore[union-attr]

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
-from machines import Machines, machines, processes, until
+from machines import PATIENCE, Machines, machines, processes, token, until
 from running.test_faults import Place, undisturbed  # noqa: F401  # a fixture
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
@@ -31,12 +31,12 @@ def node_of(place: Place, cluster: Machines) -> Any:
 def test_a_worker_node_is_killed(tmp_path: Path, undisturbed: Place) -> None:  # noqa: F811
     place = Place(tmp_path)
     with machines(2) as cluster:
-        place.pace(0.1)
+        place.pace(0.3)
         driver = place.start("--address", cluster.address)
-        until(place.committed, 180, "a commit")
-        cluster.remove(until(lambda: node_of(place, cluster), 30, "a node at work"))
+        until(place.committed, PATIENCE, "a commit")
+        cluster.remove(until(lambda: node_of(place, cluster), PATIENCE, "a node at work"))
         place.pace(0)
-        shown = driver.communicate(timeout=240)[0]
+        shown = driver.communicate(timeout=PATIENCE)[0]
         assert driver.returncode == 0, shown
     place.as_undisturbed(undisturbed)
     place.nothing_runs()
@@ -49,18 +49,19 @@ def test_a_node_is_drained_as_preempted(tmp_path: Path, undisturbed: Place) -> N
 
     place = Place(tmp_path)
     with machines(2) as cluster:
-        place.pace(0.1)
+        place.pace(0.3)
         driver = place.start("--address", cluster.address)
-        until(place.committed, 180, "a commit")
-        node = until(lambda: node_of(place, cluster), 30, "a node at work")
+        until(place.committed, PATIENCE, "a commit")
+        node = until(lambda: node_of(place, cluster), PATIENCE, "a node at work")
         reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-        deadline = int((time.time() + 5) * 1000)
-        accepted, why = GcsClient(address=cluster.address).drain_node(node.node_id, reason, "preempted", deadline)
+        deadline = time.time() + 5
+        client = GcsClient(address=cluster.address)
+        accepted, why = client.drain_node(node.node_id, reason, "preempted", int(deadline * 1000))
         assert accepted, why
-        time.sleep(3)
+        time.sleep(max(0.0, deadline - time.time()))  # a cloud keeps to what it has said
         cluster.remove(node)
         place.pace(0)
-        shown = driver.communicate(timeout=240)[0]
+        shown = driver.communicate(timeout=PATIENCE)[0]
         assert driver.returncode == 0, shown
     place.as_undisturbed(undisturbed)
     place.nothing_runs()
@@ -69,11 +70,11 @@ def test_a_node_is_drained_as_preempted(tmp_path: Path, undisturbed: Place) -> N
 def test_the_head_is_lost_and_a_new_cluster_goes_on(tmp_path: Path, undisturbed: Place) -> None:  # noqa: F811
     place = Place(tmp_path)
     with machines(1) as cluster:
-        place.pace(0.1)
+        place.pace(0.3)
         driver = place.start("--address", cluster.address)
-        until(place.committed, 180, "a commit")
+        until(place.committed, PATIENCE, "a commit")
         cluster.stop()
-        shown = driver.communicate(timeout=240)[0]
+        shown = driver.communicate(timeout=PATIENCE)[0]
         assert driver.returncode != 0, shown
         assert "Traceback" not in shown, shown
         place.nothing_runs()
@@ -117,11 +118,22 @@ def end_all(folder: str) -> None:
             continue
 
 
-@pytest.mark.skipif(not shutil.which("ip") or os.geteuid() != 0, reason="network namespaces need root and iproute2")
-def test_the_network_of_a_node_is_cut(tmp_path: Path, undisturbed: Place) -> None:  # noqa: F811
-    """The node is declared dead, its trials go on elsewhere, and what still runs there cannot write."""
-    from machines import token
+def dead_nodes(address: str) -> list[str]:
+    """The nodes that a cluster has given up."""
+    from ray._raylet import GcsClient
+    from ray.core.generated.gcs_pb2 import GcsNodeInfo
 
+    nodes = GcsClient(address=address).get_all_node_info().values()
+    return [node.node_manager_address for node in nodes if node.state == GcsNodeInfo.DEAD]
+
+
+@pytest.mark.skipif(not shutil.which("ip") or os.geteuid() != 0, reason="network namespaces need root and iproute2")
+def test_the_network_of_a_node_is_cut(
+    tmp_path: Path,
+    undisturbed: Place,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The node is declared dead, its trials go on elsewhere, and what still runs there cannot write."""
     place, folder = Place(tmp_path), Path(f"/tmp/hn-{os.getpid()}")
     name, link = f"hn{os.getpid()}", f"hv{os.getpid() % 100000}"
     settings = token() | {
@@ -130,12 +142,13 @@ def test_the_network_of_a_node_is_cut(tmp_path: Path, undisturbed: Place) -> Non
         "RAY_health_check_failure_threshold": "3",
         "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
     }
-    environment = os.environ | settings
+    for setting, value in settings.items():
+        monkeypatch.setenv(setting, value)
     ray = str(Path(__import__("sys").executable).parent / "ray")
     shared = ["--object-store-memory=80000000", "--disable-usage-stats"]
 
     def start(*command: str) -> None:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stdout + done.stderr
 
     with namespace(name, link):
@@ -144,15 +157,17 @@ def test_the_network_of_a_node_is_cut(tmp_path: Path, undisturbed: Place) -> Non
             start(*head, f"--temp-dir={folder}/h", "--include-dashboard=false", *shared)
             worker = ["ip", "netns", "exec", name, ray, "start", "--address=10.77.61.1:26379", "--num-cpus=1"]
             start(*worker, "--node-ip-address=10.77.61.2", *shared)
-            place.pace(0.2)
-            driver = place.start("--address", "10.77.61.1:26379", **settings)
-            until(lambda: len(place.committed()) >= 2, 180, "a commit on each node")
+            place.pace(1)
+            driver = place.start("--address", "10.77.61.1:26379")
+            until(lambda: len(place.committed()) >= 2, PATIENCE, "a commit on each node")
             subprocess.run(["ip", "link", "set", link, "down"], check=True)
-            time.sleep(5)
+            until(lambda: dead_nodes("10.77.61.1:26379"), PATIENCE, "the node's death")
             place.pace(0.05)
-            shown = driver.communicate(timeout=400)[0]
+            shown = driver.communicate(timeout=PATIENCE)[0]
             assert driver.returncode == 0, shown
         finally:
             end_all(str(folder))
+            end_all("10.77.61.1:26379")  # a server for clients, which no folder names
+            shutil.rmtree(folder, ignore_errors=True)
     place.as_undisturbed(undisturbed)
     place.nothing_runs()

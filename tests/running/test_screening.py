@@ -15,7 +15,7 @@ from harness.identity import Part, TrialSpec
 from harness.judging.calibration_runs import fitted, runs_of_grid
 from harness.planning.errors import GridError
 from harness.planning.grid import load_grid
-from harness.planning.plan import Plan, build_plan
+from harness.planning.plan import Plan, PlannedTrial, build_plan
 from harness.planning.survey import State, survey
 from harness.recording.records import Attempt, Result, Results, Status
 from harness.registry import Registry
@@ -108,6 +108,7 @@ seeds: 1
 recipes:
   - {set: {lr: {each: [1.0e-5, 3.0e-4]}, env_steps: 1024, envs: 2, rollout: 64, batch: 32, record_every: 16}}
 """
+MEDIAN = "{rule: median, samples: 2, at: 0.25}"
 RULE = "screening: {rule: lr, at: 0.5, thresholds: {lr: [1.0e-4, null]}}\n"
 
 
@@ -144,7 +145,10 @@ def test_a_plan_without_the_rule_takes_a_screened_trial_as_unfinished(tmp_path: 
     ("written", "told"),
     [
         ("{rule: ouy, thresholds: {critic: 1}}", ("screening.rule", "did you mean 'oui'")),
-        ("{rule: asha}", ("screening.rule", "not yet: asha")),
+        ("{rule: ahsa}", ("screening.rule", "found 'ahsa'", "or asha or median alone")),
+        ("{rule: asha, thresholds: {lr: 1}}", ("screening.thresholds", "allowed: none; 'asha' compares trials")),
+        ("{rule: median, reduction: 2}", ("screening.reduction", "allowed: nothing with rule 'median'")),
+        ("{rule: asha, reduction: 1}", ("screening.reduction", "found 1, allowed: more than 1")),
         ("{rule: oui, thresholds: {critic: [0.1, 0.9]}}", ("screening.thresholds", "found nothing for 'actor'")),
         ("{rule: oui, thresholds: {critic: [0.9, 0.1], actor: 0}}", ("screening.thresholds.critic", "LOW below HIGH")),
         ("{rule: lr, thresholds: {lr: high}}", ("screening.thresholds.lr", "found 'high'")),
@@ -186,6 +190,117 @@ def test_a_grid_screens_and_goes_on_without_the_rule(tmp_path: Path) -> None:
     write_grid(tmp_path, GRID + "screening: {rule: lr, at: 0.5, thresholds: {from: nowhere}}\n")
     told = harness("run", grid, "--results", results, "--set", "seeds=[6]", status=2)
     assert "screening.thresholds.from: found 'nowhere'" in told
+
+
+# --- rules that compare trials
+
+
+def evaluated(memory: Results, trial: PlannedTrial, *points: tuple[int, float]) -> None:
+    """Commits evaluations of a trial, as one attempt more."""
+    with Attempt(memory.folder, trial.hash, trial.spec.to_json(), trial.code) as attempt:
+        for step, score in points:
+            attempt.record({"step": step, "metrics": {"val/return": score}})
+            attempt.commit(step, b"a checkpoint")
+
+
+def test_a_trial_with_a_verdict_ends_as_screened_and_goes_on_to_the_same_bits(
+    tmp_path: Path, registry: Registry
+) -> None:
+    screen = Screen("asha", 0.1, {}, "mark")
+    trial = Results(tmp_path / "a").trial(SPEC.hash)
+
+    def halt(step: int) -> bool:
+        """At step 40 a neighbour's rule speaks, and the watcher of the trial hears it."""
+        if step == 40:
+            trial.leave_verdict("mark", "code", "asha at step 32 of 128: worse")
+        return step == 40
+
+    with Attempt(tmp_path / "a", SPEC.hash, SPEC.to_json(), "code") as attempt:
+        stopped = run_trial(SPEC, registry, attempt, screen=screen, halt=halt)
+    assert (stopped.status, stopped.steps, stopped.screening) == (Status.SCREENED, 40, "mark")
+    assert stopped.reason == "asha at step 32 of 128: worse"
+    again = run(tmp_path / "a", registry, screen)  # the verdict stands
+    assert (again.status, again.steps) == (Status.SCREENED, 40)
+    other = Screen("median", 0.1, {}, "other")
+    whole = [run(tmp_path / "b", registry), run(tmp_path / "a", registry, other)]
+    assert [result.status for result in whole] == [Status.FINISHED] * 2
+    assert whole[0].weights == whole[1].weights and timeless(whole[0].metrics) == timeless(whole[1].metrics)
+
+
+@pytest.mark.parametrize(("written", "later"), [("{rule: asha, reduction: 2, at: 0.25}", [2]), (MEDIAN, [])])
+def test_neighbours_by_hand_and_after_a_restart(
+    tmp_path: Path, registry: Registry, written: str, later: list[int]
+) -> None:
+    """Rungs at 32, 64 and 128 of 128 steps. Half go on: who is not below the median of those that were there before."""
+    from harness.running.neighbours import Neighbours
+
+    planned = plan(tmp_path, registry, GRID.replace("seeds: 1", "seeds: 2") + f"screening: {written}\n")
+    memory, trials = Results(tmp_path / "results"), sorted(planned.trials, key=lambda trial: trial.hash)
+    assert planned.screening is not None and Plan.from_json(planned.to_json()).screening == planned.screening
+    screening, hashes = planned.screening, {trial.hash for trial in trials}
+    for trial, score in zip(trials, (10.0, 20.0, 5.0, 30.0), strict=True):
+        evaluated(memory, trial, (32, score))
+
+    def stopped() -> list[int]:
+        said = [memory.trial(trial.hash).verdict(screening.mark, trial.code) for trial in trials]
+        return [index for index, reason in enumerate(said) if reason]
+
+    neighbours = Neighbours(screening, planned, hashes, memory)  # 5 against 10 and 20; 30 against 5, 10 and 20
+    assert stopped() == [2]
+    reason = memory.trial(trials[2].hash).verdict(screening.mark, trials[2].code)
+    assert reason == f"{screening.rule} at step 32 of 128: val/return 5 is worse than its neighbours' allow"
+    assert memory.trial(trials[2].hash).verdict("another rule", trials[2].code) == ""
+    assert memory.trial(trials[2].hash).verdict(screening.mark, "other code") == ""
+    for index, score in ((0, 8.0), (1, 7.0)):
+        evaluated(memory, trials[index], (64, score))
+        neighbours.on_trial_result(None, None, {"running": [trials[index].hash]})  # type: ignore[arg-type]
+    expected = sorted(
+        [2, *(index - 1 for index in later)]
+    )  # at 64, ASHA compares 7 with 8; the median wants two others
+    assert stopped() == expected
+    for trial in trials:
+        (memory.trial(trial.hash).folder / "verdict.json").unlink(missing_ok=True)
+    Neighbours(screening, planned, hashes, memory)  # a restart
+    assert stopped() == expected
+    (memory.trial(trials[2].hash).folder / "verdict.json").unlink()
+    Neighbours(screening, planned, hashes - {trials[2].hash}, memory)  # what is not running any more is left alone
+    assert stopped() == [index for index in expected if index != 2]
+
+
+ASHA_GRID = """
+name: compared
+tasks:
+  - digits/mlp
+methods: [sgd]
+seeds: 1
+recipes:
+  - {set: {batch: 32, steps: 12000, evaluate_every: 600, lr: {each: [0.1]}}}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["{rule: asha, reduction: 2, at: 0.1}", "{rule: median, samples: 1, at: 0.1}"])
+def test_a_restarted_grid_stops_what_its_neighbours_beat_and_goes_on_without_the_rule(
+    tmp_path: Path, rule: str
+) -> None:
+    results, text = tmp_path / "results", ASHA_GRID + f"screening: {rule}\n"
+    harness("run", write_grid(tmp_path, text), "--results", results, "--cpus", 1)
+    # Another process: all that it knows of the good learning rate is in the records.
+    grid = write_grid(tmp_path, text.replace("[0.1]", "[0.1, 1.0e-6]"))
+    harness("run", grid, "--results", results, "--cpus", 1)
+    memory = Results(results)
+    found = {path.name: memory.trial(path.name) for path in (results / "trials").iterdir()}
+    ended = {hash: result for hash, trial in found.items() if (result := trial.result())}
+    assert sorted(result.status for result in ended.values()) == ["finished", "screened"]
+    (worse,) = (hash for hash, result in ended.items() if result.status is Status.SCREENED)
+    assert ended[worse].reason.startswith(rule[7:11]) and "at step 1200 of 12000: val/accuracy" in ended[worse].reason
+    assert 1200 <= ended[worse].steps < 12000
+    harness("run", grid, "--results", results, "--cpus", 1)  # nothing to do: the verdict stands
+    assert found[worse].result() == ended[worse]
+    without = write_grid(tmp_path, ASHA_GRID.replace("[0.1]", "[0.1, 1.0e-6]"))
+    harness("run", without, "--results", results, "--cpus", 1)
+    whole = found[worse].result()
+    assert whole is not None and (whole.status, whole.attempt) == (Status.FINISHED, 2)
 
 
 # --- Tune

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from machines import Machines, machines, processes, until
+from machines import PATIENCE, Machines, machines, processes, until
 from support import command, harness, plugin, write_grid
 
 from harness import sources
@@ -344,7 +344,7 @@ SECRET = "sekrit-92f1"
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Machines]:
-    with machines(2, {"AWS_SECRET_ACCESS_KEY": SECRET}) as started:
+    with machines(2, {"AWS_SECRET_ACCESS_KEY": SECRET}, dashboard=True) as started:
         yield started
 
 
@@ -373,9 +373,9 @@ def test_a_grid_goes_to_a_cluster_and_back(cluster: Machines, tmp_path: Path) ->
         assert first.poll() is None, first.communicate()[0]
         return any(Results(results).trial(hash).commit() for hash in hashes)
 
-    until(committed, 300, "a commit")
+    until(committed, PATIENCE, "a commit")
     first.send_signal(signal.SIGINT)
-    shown = first.communicate(timeout=60)[0]
+    shown = first.communicate(timeout=PATIENCE)[0]
     assert first.returncode == 130, shown
     assert "It goes on without this terminal" in shown
     (running,) = submission.jobs(client, "sent")
@@ -385,7 +385,7 @@ def test_a_grid_goes_to_a_cluster_and_back(cluster: Machines, tmp_path: Path) ->
     second = subprocess.Popen(send, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     stopped = harness("stop", grid, *place)
     assert f"Stopped: {running.submission_id}" in stopped
-    shown = second.communicate(timeout=120)[0]
+    shown = second.communicate(timeout=PATIENCE)[0]
     assert second.returncode == 130, shown
     commits = [Results(results).trial(hash).commit() for hash in hashes]
     assert any(commit and commit.checkpoint for commit in commits), "what ran has committed"
@@ -393,7 +393,7 @@ def test_a_grid_goes_to_a_cluster_and_back(cluster: Machines, tmp_path: Path) ->
     assert statuses(tracking) <= {"KILLED", "FINISHED"}, "no run is left open"
 
     pace.write_text("0")
-    done = subprocess.run(send, capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(send, capture_output=True, text=True, env=environment, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{running.submission_id.removesuffix('-1')}-2" in done.stdout
     assert "digits/mlp: test/accuracy" in done.stdout

@@ -1,5 +1,6 @@
 """PPO under several seeds as one: each seed plays and learns what it would alone."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def test_a_stack_follows_the_plain_path(registry: Registry, tmp_path: Path, task
     spec = cell(task, precision="float64", **recipe)
     for seed, result in enumerate(together(registry, tmp_path, spec, [0, 1])):
         _, metrics, records = told(tmp_path, result)
-        plain = run(registry, TrialSpec(**vars(spec) | {"seed": {"init": seed}}), tmp_path)
+        plain = run(registry, replace(spec, seed={"init": seed}), tmp_path)
         _, expected, expected_records = told(tmp_path, plain)
         assert metrics == pytest.approx(expected, rel=1e-8, abs=1e-10)
         for one, other in zip(records, expected_records, strict=True):

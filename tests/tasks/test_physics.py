@@ -1,6 +1,7 @@
 """The PINN workload: points, the objective, the reference, and trials of every equation."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from harness.training.trial import build_recipe, settings
 from tasks.collocation import Collocation
 from tasks.equations import Burgers, KdV, Poisson
 from tasks.informed import PhysicsInformed, PhysicsRecipe, relative_l2
-from tasks.physics import BurgersPINN, NavierStokesPINN, PhysicsTask, PoissonPINN
+from tasks.physics import BurgersPINN, KdVPINN, NavierStokesPINN, PhysicsTask, PoissonPINN
 
 EQUATIONS = ["allen_cahn", "burgers", "helmholtz", "kdv", "navier_stokes", "poisson", "schrodinger"]
 CPU = torch.device("cpu")
@@ -142,7 +143,7 @@ def test_stacked_seeds_follow_the_plain_path(registry: Registry, tmp_path: Path)
     spec = short_spec(registry, "poisson/pinn", [Part("adamw")], precision="float64")
     for seed, result in enumerate(together(registry, tmp_path, spec, [0, 1])):
         _, metrics, _ = told(tmp_path, result)
-        plain = run(registry, TrialSpec(**vars(spec) | {"seed": {"init": seed}}), tmp_path)
+        plain = run(registry, replace(spec, seed={"init": seed}), tmp_path)
         assert metrics == pytest.approx(told(tmp_path, plain)[1], rel=1e-8)
 
 
@@ -150,7 +151,7 @@ def test_stacked_seeds_follow_the_plain_path(registry: Registry, tmp_path: Path)
 def test_every_equation_trains_and_resumes(registry: Registry, name: str) -> None:
     small = {"batch": 40, "boundary": 8} | ({"initial": 8} if name in ("allen_cahn", "burgers", "kdv") else {})
     spec = short_spec(registry, f"{name}/pinn", [Part("adam")], **small)
-    spec = TrialSpec(**{**vars(spec), "task_options": {"depth": 2, "width": 8}})
+    spec = replace(spec, task_options={"depth": 2, "width": 8})
     whole = run_short(registry, spec)
     assert whole.same_as(run_short(registry, spec, interrupt_at=11))
     losses = [r["metrics"]["val/loss"] for r in whole.records if "val/loss" in r.get("metrics", {})]
@@ -160,7 +161,7 @@ def test_every_equation_trains_and_resumes(registry: Registry, name: str) -> Non
 @pytest.mark.parametrize("options", [{"normalisation": "batch"}, {"normalisation": "weight"}, {"residual": True}])
 def test_other_architectures_train_and_resume(registry: Registry, options: dict[str, object]) -> None:
     spec = short_spec(registry, "burgers/pinn", [Part("adam")], batch=40, boundary=8, initial=8)
-    spec = TrialSpec(**{**vars(spec), "task_options": {"depth": 2, "width": 8, "init": "gain", **options}})
+    spec = replace(spec, task_options={"depth": 2, "width": 8, "init": "gain", **options})
     assert run_short(registry, spec).same_as(run_short(registry, spec, interrupt_at=11))
 
 
@@ -252,9 +253,10 @@ def test_pictures_are_svg_and_repeat(task: PhysicsTask) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_derivatives_agree_with_plain_ones() -> None:
+@pytest.mark.parametrize("kind", [BurgersPINN, KdVPINN])  # the second reads its initial field from numpy
+def test_compiled_predictions_agree_with_plain_ones(kind: type[PhysicsTask]) -> None:
     def first(compiled: bool) -> tuple[Tensor, list[Tensor]]:
-        task = BurgersPINN(compiled=compiled)
+        task = kind(compiled=compiled)
         built = task.workload(build_recipe(task, {}), Streams(0), CPU)
         objective = built.objective(built.model, built.next_batch())
         objective.value.backward()

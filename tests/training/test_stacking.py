@@ -1,6 +1,7 @@
 """Several seeds of a cell as one computation: a seed's bits depend on nothing but the seed."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def test_a_stack_follows_the_plain_path(registry: Registry, tmp_path: Path, meth
     )
     for seed, result in enumerate(together(registry, tmp_path, spec, [0, 1])):
         _, metrics, records = told(tmp_path, result)
-        plain = run(registry, TrialSpec(**vars(spec) | {"seed": {"init": seed}}), tmp_path)
+        plain = run(registry, replace(spec, seed={"init": seed}), tmp_path)
         expected = told(tmp_path, plain)
         assert metrics == pytest.approx(expected[1], rel=1e-9)
         assert [r["metrics"] for r in records] == [pytest.approx(r["metrics"], rel=1e-9) for r in expected[2]]
@@ -78,7 +79,7 @@ def test_members_that_stand_at_different_steps_meet(
 
 def test_one_seed_may_end_without_the_others(registry: Registry, spec: TrialSpec, tmp_path: Path) -> None:
     plugins = Registry([plugin(tmp_path, SOME)])
-    spec = TrialSpec(**vars(spec) | {"methods": [Part("adamw"), Part("some")]})
+    spec = replace(spec, methods=[Part("adamw"), Part("some")])
     expected = {seed: told(tmp_path / "a", together(plugins, tmp_path / "a", spec, [seed])[0]) for seed in (0, 4)}
     ended = together(plugins, tmp_path / "b", spec, [0, 1, 2, 3, 4])
     statuses = [(result.status, result.steps, result.reason) for result in ended if result]
@@ -146,13 +147,11 @@ class BrokenMLP(DigitsMLP):
 def test_hooks_see_one_seed(registry: Registry, tmp_path: Path) -> None:
     plugins = Registry([plugin(tmp_path, FREEZE)])
     spec = short_spec(plugins, "digits/mlp", [Part("sgd"), Part("freeze")], weight_decay=0.0, momentum=0.0)
-    moving = TrialSpec(**vars(spec) | {"methods": [Part("sgd")]})
+    moving = replace(spec, methods=[Part("sgd")])
     frozen, free = together(plugins, tmp_path / "a", spec, [0, 1])
     assert told(tmp_path / "a", free) == told(tmp_path / "b", together(plugins, tmp_path / "b", moving, [1])[0])
     assert frozen is not None
-    (started,) = together(
-        plugins, tmp_path / "c", TrialSpec(**vars(moving) | {"recipe": spec.recipe | {"lr": 1e-30}}), [0]
-    )
+    (started,) = together(plugins, tmp_path / "c", replace(moving, recipe=spec.recipe | {"lr": 1e-30}), [0])
     assert started is not None
     assert frozen.weights == started.weights
 
@@ -201,7 +200,7 @@ def test_a_screened_seed_leaves_the_stack(registry: Registry, spec: TrialSpec, a
 
 
 def test_a_method_must_opt_in(registry: Registry, spec: TrialSpec, tmp_path: Path) -> None:
-    spec = TrialSpec(**vars(spec) | {"methods": [Part("oui_decay")]})
+    spec = replace(spec, methods=[Part("oui_decay")])
     (result,) = together(registry, tmp_path, spec, [0])
     assert result is not None
     assert (result.status, result.reason) == ("failed", "ValueError: oui_decay cannot run stacked")
@@ -226,7 +225,7 @@ class Rates(Method):
 
 
 def test_trials_of_two_cells_are_refused(registry: Registry, spec: TrialSpec, tmp_path: Path) -> None:
-    specs = [seeded(spec, 0), TrialSpec(**vars(seeded(spec, 1)) | {"recipe": spec.recipe | {"lr": 1.0}})]
+    specs = [seeded(spec, 0), replace(seeded(spec, 1), recipe=spec.recipe | {"lr": 1.0})]
     with ExitStack() as held:
         attempts = [held.enter_context(Attempt(tmp_path, s.hash, s.to_json(), "test")) for s in specs]
         courses = [Course(s, attempt, {}) for s, attempt in zip(specs, attempts, strict=True)]

@@ -1,0 +1,118 @@
+"""Units that ask for two GPUs, one and a quarter, on a cluster of fake GPUs: no deadlock, and no placement group is left."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from machines import Machines, machines, until
+
+from harness.planning.grid import load_grid
+from harness.planning.plan import PlannedTrial, build_plan
+from harness.recording.records import Results, Status
+from harness.registry import Registry
+from harness.resources import Resources
+from harness.running.driver import unit_of
+from harness.running.scheduling import Outcome, cluster, run_units
+from harness.running.units import Unit
+
+pytestmark = [pytest.mark.chaos, pytest.mark.slow]
+
+GRID = """
+name: packed
+tasks: [digits/mlp]
+methods: [adamw]
+seeds: 18
+recipes: [{set: {steps: 20}}]
+"""
+
+SHARES = (2.0, 1.0, 0.25)
+"""GPUs of a unit, in turn."""
+
+
+class Listener:
+    """Counts what runs at a time, as the units' requests."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+
+    def started(self, hash: str) -> None:
+        self.begun.append(hash)
+
+    def moved(self, hash: str, step: int) -> None: ...
+
+    def ended(self, hash: str, outcome: str) -> None: ...
+
+    def tick(self) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def gpus() -> Iterator[Machines]:
+    """Two nodes with two GPUs each, which only Ray believes in: the trials compute on CPUs."""
+    with machines(2, num_cpus=3, num_gpus=2) as started:
+        yield started
+
+
+def planned(folder: Path) -> list[PlannedTrial]:
+    grid, registry = folder / "grid.yaml", Registry()
+    grid.write_text(GRID)
+    return build_plan(load_grid(grid, [], registry), registry).trials
+
+
+def units(trials: list[PlannedTrial]) -> list[Unit]:
+    """A unit for each trial, of three sizes in turn."""
+    shares = [SHARES[number % len(SHARES)] for number in range(len(trials))]
+    made = [unit_of(trial, {}, []) for trial in trials]
+    return [Unit(unit.trials, Resources(gpus=gpus), f"{gpus}") for unit, gpus in zip(made, shares, strict=True)]
+
+
+def run(ray: Any, given: list[Unit], folder: Path) -> Outcome:
+    """Runs units on the cluster, and checks that it has its GPUs back."""
+    settings = {"results": str(folder / "results"), "plugins": [], "commit_every": 1.0, "report_every": 0.2}
+    outcome = run_units(given, settings | {"slots": 6, "since": 0.0}, Listener())
+    from ray.util import placement_group_table
+
+    def returned() -> bool:
+        left = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
+        return not left and ray.available_resources().get("GPU") == 4
+
+    until(returned, 60, "the return of every GPU")
+    return outcome
+
+
+def test_units_of_three_sizes_share_the_gpus(gpus: Machines, tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    trials = planned(tmp_path)
+    with cluster(gpus.address) as ray:
+        outcome = run(ray, units(trials), tmp_path)
+    assert outcome.ended == {trial.hash: Status.FINISHED for trial in trials}
+
+
+def test_a_scheduler_stops_some_of_them(gpus: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it stops is interrupted and gives its GPUs back; the others finish, and a rerun finishes all."""
+    from ray import tune
+    from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+    (tmp_path / "results").mkdir()
+    trials = planned(tmp_path)
+    chosen = {trial.hash for trial in trials[::4]}
+    stopped: set[str] = set()
+
+    class Stops(FIFOScheduler):  # type: ignore[misc]  # Ray has no types
+        def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            if trial.trial_id not in chosen or result.get("done"):
+                return TrialScheduler.CONTINUE
+            stopped.add(trial.trial_id)
+            return TrialScheduler.STOP
+
+    configured = tune.TuneConfig
+    with cluster(gpus.address) as ray, monkeypatch.context() as patch:
+        patch.setattr(tune, "TuneConfig", lambda **options: configured(**options, scheduler=Stops()))
+        run(ray, units(trials), tmp_path)
+        assert stopped, "some were stopped in the middle"
+        patch.undo()
+        results = {trial.hash: Results(tmp_path / "results").trial(trial.hash).result() for trial in trials}
+        assert {hash for hash, result in results.items() if result is None} <= stopped
+        left = [unit for unit in units(trials) if results[unit.name] is None]
+        run(ray, left, tmp_path)
+    assert all(Results(tmp_path / "results").trial(trial.hash).result() for trial in trials)
