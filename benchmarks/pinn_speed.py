@@ -18,6 +18,7 @@ import os
 import statistics
 import subprocess
 import time
+from typing import cast
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -25,9 +26,11 @@ import torch
 
 from harness.composition import Composition
 from harness.method import State
+from harness.recording.records import Attempt
 from harness.streams import Streams
 from harness.training import stepping
 from harness.training.stacking import Stack
+from harness.training.state import Training
 from harness.training.trial import build_recipe
 from tasks.physics import BurgersPINN, PhysicsTask, PoissonPINN
 
@@ -117,13 +120,16 @@ def beside_deepxde(name: str, python: str, rounds: int, compiled: bool) -> None:
 def stacked(task: PhysicsTask, count: int, rounds: int, **recipe: object) -> None:
     alone = set_up(task, 0, **recipe)
     pairs = [set_up(task, seed, **recipe) for seed in range(count)]
-    stack = Stack([state for state, _ in pairs], [method for _, method in pairs])
+    trainings = [
+        Training(task, state, method, {}, cast(Attempt, None)) for state, method in pairs
+    ]  # nothing is recorded
+    stack = Stack(trainings, lambda seed, call: call())
     plain, together = [], []
     for _ in range(rounds):
         plain.append(ours(*alone, 20))
         start = time.process_time()
         for _ in range(20):
-            stack.take_step()
+            stack.advance(measured=False)
         together.append((time.process_time() - start) / 20 * 1e3)
     one, all_of_them = statistics.median(plain), statistics.median(together)
     name = f"{task.depth}x{task.width} {recipe or ''}"

@@ -3,7 +3,8 @@
     python benchmarks/ppo_speed.py --cleanrl PATH/TO/cleanrl/ppo.py --environment CartPole-v1 --steps 40000 --rounds 5
 
 The same hyper-parameters (CleanRL's defaults, 4 environments), one thread, evaluations left out of all three. CleanRL's file is
-run as it is from a checkout of your own, with its logging to TensorBoard replaced by nothing. Stable-Baselines3 is measured if
+run as it is from a checkout of your own, with its logging to TensorBoard replaced by nothing. With `--stacked K`, K seeds of ours
+as one are measured too: environment steps of all of them per CPU second. Stable-Baselines3 is measured if
 it is installed. CPU seconds, so that what else the machine does hardly matters; each side has a process of its own.
 """
 
@@ -57,21 +58,37 @@ def cleanrl(file: Path, environment: str, steps: int, seed: int) -> float:
     return float(speeds[-1].split()[1])
 
 
-def run_harness(environment: str, steps: int, seed: int) -> dict[str, float]:
-    """The final metrics of a trial of ours, its clock the process's CPU time."""
+def run_harness(environment: str, steps: int, seed: int, width: int = 0) -> dict[str, float]:
+    """The final metrics of a trial of ours, its clock the process's CPU time; of `width` seeds as one, those of the first.
+
+    A seed of a stack has its share of the time, so its speed is that of the whole stack.
+    """
     from harness.identity import Part, TrialSpec
     from harness.recording.records import Attempt
     from harness.registry import Registry
-    from harness.training import loop
-    from harness.training.trial import run_trial
+    from harness.training import state, together
+    from harness.training.trial import Course, run_trial
 
     clock = types.SimpleNamespace(**vars(time))
     clock.perf_counter = time.process_time
-    loop.time = clock  # type: ignore[assignment]
+    state.time = together.time = clock  # type: ignore[assignment]
     recipe = {"env_steps": steps, "evaluate_every": 10**9}
-    spec = TrialSpec(TASKS[environment], {"evaluation_episodes": 1}, 1, [Part("adam")], recipe, {"init": seed})
-    with tempfile.TemporaryDirectory() as folder, Attempt(Path(folder), spec.hash, spec.to_json(), "b") as attempt:
-        result = run_trial(spec, Registry(), attempt)
+    registry = Registry()
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as held:
+        courses = []
+        for number in range(max(1, width)):
+            seeds = {"init": seed + 1000 * number}
+            spec = TrialSpec(
+                TASKS[environment], {"evaluation_episodes": 1}, 1, [Part("adam")], recipe, seeds, stacked=width > 0
+            )
+            attempt = held.enter_context(Attempt(Path(folder), spec.hash, spec.to_json(), "b"))
+            courses.append(Course(spec, attempt, {}))
+        if width:
+            together.run_stack(courses, registry)
+            result = courses[0].result
+        else:
+            result = run_trial(courses[0].spec, registry, courses[0].attempt)
+    assert result is not None
     assert result.status == "finished", result.error
     return result.metrics
 
@@ -92,7 +109,17 @@ def stable_baselines(environment: str, steps: int, seed: int) -> float:
 
 def one(side: str, arguments: argparse.Namespace, seed: int) -> float:
     """One side's environment steps per CPU second, in a process of its own."""
-    command = [sys.executable, __file__, "--side", side, "--environment", arguments.environment]
+    python = arguments.cleanrl_python if side == "cleanrl" and arguments.cleanrl_python else sys.executable
+    command = [
+        python,
+        __file__,
+        "--side",
+        side,
+        "--stacked",
+        str(arguments.stacked),
+        "--environment",
+        arguments.environment,
+    ]
     command += ["--steps", str(arguments.steps), "--seed", str(seed), "--cleanrl", str(arguments.cleanrl or "")]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     found = re.search(r"^speed (\S+)$", done.stdout, re.MULTILINE)
@@ -104,11 +131,13 @@ def one(side: str, arguments: argparse.Namespace, seed: int) -> float:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--cleanrl", help="CleanRL's ppo.py, of a checkout of your own")
+    parser.add_argument("--cleanrl-python", help="the interpreter of an environment with CleanRL's own requirements")
+    parser.add_argument("--stacked", type=int, default=0, metavar="K", help="also K seeds of ours as one")
     parser.add_argument("--environment", default="CartPole-v1", choices=sorted(TASKS))
     parser.add_argument("--steps", type=int, default=40_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--side", choices=["harness", "cleanrl", "sb3"])
+    parser.add_argument("--side", choices=["harness", "stacked", "cleanrl", "sb3"])
     return parser.parse_args()
 
 
@@ -117,6 +146,8 @@ def main() -> None:
     size = arguments.environment, arguments.steps, arguments.seed
     if arguments.side == "harness":
         print("speed", run_harness(*size)["time/env_steps_per_second"])
+    elif arguments.side == "stacked":
+        print("speed", run_harness(*size, arguments.stacked)["time/env_steps_per_second"])
     elif arguments.side == "cleanrl":
         print("speed", cleanrl(Path(arguments.cleanrl), *size))
     elif arguments.side == "sb3":
@@ -124,6 +155,7 @@ def main() -> None:
     else:
         sides = [
             "harness",
+            *(["stacked"] if arguments.stacked else []),
             *(["cleanrl"] if arguments.cleanrl else []),
             *(["sb3"] if find_spec("stable_baselines3") else []),
         ]
@@ -132,10 +164,13 @@ def main() -> None:
             for side in sides:
                 speeds[side].append(one(side, arguments, seed))
         for side in sides:
-            ratios = [ours / theirs for ours, theirs in zip(speeds["harness"], speeds[side], strict=True)]
             shown = ", ".join(f"{speed:.0f}" for speed in speeds[side])
-            print(f"{side:8} {statistics.median(speeds[side]):7.0f} steps per CPU second ({shown}); ", end="")
-            print(f"harness takes {1 / statistics.median(ratios):.2f} of its CPU time")
+            print(f"{side:8} {statistics.median(speeds[side]):7.0f} steps per CPU second ({shown})", end="")
+            for ours in ("harness", "stacked"):
+                if ours in speeds and ours != side:
+                    ratios = [one / other for one, other in zip(speeds[ours], speeds[side], strict=True)]
+                    print(f"; {ours} has {statistics.median(ratios):.2f} of its speed", end="")
+            print()
 
 
 if __name__ == "__main__":

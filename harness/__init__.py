@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from harness.probe import Probe
     from harness.recipe import Recipe
     from harness.registry import register_claim, register_method, register_probe, register_task
-    from harness.task import Batch, FederatedWorkload, Objective, Task, Workload
+    from harness.task import Batch, FederatedWorkload, Objective, Task, Workload, WorkloadStack
 
 __version__ = "0.1.0"
 
@@ -34,6 +34,7 @@ _HOMES = {
     "Task": "harness.task",
     "Update": "harness.method",
     "Workload": "harness.task",
+    "WorkloadStack": "harness.task",
     "register_claim": "harness.registry",
     "register_method": "harness.registry",
     "register_probe": "harness.registry",
@@ -54,6 +55,7 @@ __all__ = [
     "Task",
     "Update",
     "Workload",
+    "WorkloadStack",
     "register_claim",
     "register_method",
     "register_probe",

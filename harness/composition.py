@@ -31,6 +31,14 @@ def objection(task: Task, methods: Sequence[Method]) -> str | None:
     return None
 
 
+def unstackable(methods: Sequence[Method]) -> str:
+    """Why seeds cannot be trained together under these methods; empty if they can."""
+    for method in methods:
+        if not method.stackable or type(method).before_backward is not Method.before_backward:
+            return f"{getattr(method, 'name', type(method).__name__)} cannot run stacked"
+    return ""
+
+
 class Composition(Method):
     """Several methods as one: every hook runs in the order in which the methods are named."""
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ import torch
 from torch import Tensor
 
 from harness.activations import gates
-from harness.composition import objection
+from harness.composition import objection, unstackable
 from harness.identity import Part, TrialSpec
 from harness.method import OWNABLE, Method, Ranks
-from harness.recording.records import Attempt, TrialRecords
+from harness.recording.records import Attempt, Status, TrialRecords
 from harness.registry import Item, Registry
 from harness.streams import Streams
 from harness.task import FederatedWorkload, Workload
@@ -27,7 +28,8 @@ from harness.training import federation, loop
 from harness.training.forked import on_ranks
 from harness.training.loop import Interrupted
 from harness.training.state import Training, pack, weights_digest
-from harness.training.trial import build_recipe, set_up, settings
+from harness.training.together import run_stack
+from harness.training.trial import Course, build_recipe, set_up, settings
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "digits/mlp": {},
@@ -138,8 +140,36 @@ def _task_checks(item: Item, registry: Registry) -> Checks:
     yield "evaluation changes nothing", lambda: _evaluation_changes_nothing(_workload(registry, spec))
     yield "the metric is scored", lambda: item.metric.split("/", 1)[1] in _scores(registry, spec)
     yield "methods share initial weights", lambda: _shares_start(item, registry)
+    if _stacks(registry, spec):
+        yield "a seed has the same bits in every stack", lambda: _same_in_every_stack(registry, spec)
     if "gates" in item.offers:
         yield "each gate is called once", lambda: _each_gate_once(_workload(registry, spec))
+
+
+def _stacks(registry: Registry, spec: TrialSpec) -> bool:
+    """Whether seeds of a trial may be trained together."""
+    task = registry.build_task(spec.task, spec.task_options)
+    methods = [registry.build_method(part.name, part.options) for part in spec.methods]
+    return not (task.unstackable(build_recipe(task, spec.recipe)) or unstackable(methods))
+
+
+def _same_in_every_stack(registry: Registry, spec: TrialSpec) -> bool:
+    """Alone, and among two others."""
+    (alone,) = _run_stacked(registry, spec, [1])
+    return alone == _run_stacked(registry, spec, [0, 1, 2])[1]
+
+
+def _run_stacked(registry: Registry, spec: TrialSpec, seeds: list[int]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The digest of the weights and the records of each seed."""
+    specs = [replace(spec, seed={"init": seed}, stacked=True) for seed in seeds]
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as held:
+        attempts = [held.enter_context(Attempt(Path(folder), s.hash, s.to_json(), "check")) for s in specs]
+        courses = [Course(s, attempt, {}) for s, attempt in zip(specs, attempts, strict=True)]
+        run_stack(courses, registry)
+        ended = [course.result for course in courses]
+        if wrong := [result.error for result in ended if result and result.status is not Status.FINISHED]:
+            raise AssertionError(wrong[0])
+        return [(r.weights, list(map(_timeless, TrialRecords(Path(folder), r.hash).records()))) for r in ended if r]
 
 
 def _workload(registry: Registry, spec: TrialSpec) -> Workload:
@@ -220,6 +250,8 @@ def _method_on(task: str, built: Method, name: str, registry: Registry) -> Check
     first = lru_cache(lambda: run_short(registry, spec))
     yield f"{task}: runs are equal to the bit", lambda: first().same_as(run_short(registry, spec))
     yield f"{task}: resume is exact", lambda: first().same_as(run_short(registry, spec, half))
+    if _stacks(registry, spec):
+        yield f"{task}: a seed has the same bits in every stack", lambda: _same_in_every_stack(registry, spec)
     yield f"{task}: leaves nothing behind", lambda: _leaves_nothing(registry, plain)
     yield f"{task}: metrics are finite", lambda: _finite(first())
     if built.disabled:

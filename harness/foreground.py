@@ -23,6 +23,8 @@ from harness.registry import Registry
 from harness.seconds import duration
 
 SECTIONS = ("task", "method", "recipe", "resources")
+ALONE = "stacked"
+"""What is set without a section."""
 
 
 def plan_trial(
@@ -34,10 +36,14 @@ def plan_trial(
         GridError: if something is unknown or does not fit, or the method does not fit the task.
     """
     sections: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
+    stacked: Any = False
     for override in overrides:
         keys, value = parse_override(override)
+        if keys == [ALONE]:
+            stacked = value
+            continue
         if keys[0] not in SECTIONS or len(keys) not in (2, 3) or (len(keys) == 3 and keys[0] != "method"):
-            allowed = "task.OPTION, method.OPTION, method.MEMBER.OPTION, recipe.FIELD or resources.FIELD"
+            allowed = "task.OPTION, method.OPTION, method.MEMBER.OPTION, recipe.FIELD, resources.FIELD or stacked"
             raise GridError("--set", ".".join(keys), f"found {override!r}, allowed: {allowed}")
         section = sections[keys[0]] if len(keys) == 2 else sections["method"].setdefault(keys[1], {})
         section[keys[-1]] = value
@@ -47,6 +53,7 @@ def plan_trial(
         "methods": [{method: sections["method"]} if sections["method"] else method],
         "seeds": [seed],
         "probes": list(probes),
+        "stacked": stacked,
     }
     if sections["recipe"]:
         content["recipes"] = [{"set": sections["recipe"]}]
@@ -103,7 +110,8 @@ def conclude(result: Result) -> int:
 def _run(planned: PlannedTrial, registry: Registry, memory: Results) -> Result:
     os.environ["OMP_NUM_THREADS"] = str(planned.spec.threads)  # before torch starts its pool
     from harness.training.loop import Interrupted
-    from harness.training.trial import run_trial
+    from harness.training.together import run_stack
+    from harness.training.trial import Course, run_trial
 
     length = int(planned.spec.recipe.get("rounds") or planned.spec.recipe["steps"])
     with Attempt(memory.folder, planned.hash, planned.spec.to_json(), planned.code, wait=1.0) as attempt:
@@ -111,7 +119,13 @@ def _run(planned: PlannedTrial, registry: Registry, memory: Results) -> Result:
             print(f"going on from step {attempt.state.step} of {length}", file=sys.stderr)
         with _progress(length) as halt:
             try:
-                return run_trial(planned.spec, registry, attempt, halt=halt)
+                if not planned.spec.stacked:
+                    return run_trial(planned.spec, registry, attempt, halt=halt)
+                course = Course(planned.spec, attempt, {})
+                for trouble in run_stack([course], registry, halt=halt).values():
+                    raise trouble
+                assert course.result is not None
+                return course.result
             except Interrupted:
                 raise KeyboardInterrupt from None
 

@@ -176,7 +176,8 @@ class Method:
     source: ClassVar[str] = ""
     """The paper or page that the method comes from."""
     stackable: ClassVar[bool] = False
-    """Whether several seeds may run as one: true for a method whose optimizer works element by element."""
+    """Whether several seeds may run as one: true for a method whose optimizer works element by element, and whose hooks touch
+    nothing but the seed's own model, gradients and streams. Settings of the optimizer must be the same for all seeds."""
     disabled: ClassVar[tuple[dict[str, Any], str, dict[str, Any]] | None] = None
     """Options that disable the method, the method it then equals to the bit, and the options of that one."""
     saves_variants: ClassVar[bool] = False

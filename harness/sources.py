@@ -31,6 +31,7 @@ ENGINE = tuple(
         "training/starting.py",
         "training/state.py",
         "training/stepping.py",
+        "training/together.py",
         "training/trial.py",
     )
 )

@@ -6,6 +6,7 @@ A task is a dataclass: its fields are its options, exactly as for methods and pr
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -75,12 +76,36 @@ class Workload(ABC):
         """What to look at once the trial is finished, as SVG texts by file name; a task that has some offers `pictures`."""
         return {}
 
+    def stack(self, peers: Sequence[Workload]) -> WorkloadStack | None:
+        """How workloads of this task under several seeds, this one the first, act as one; None: by the general route."""
+        return None
+
     def state_dict(self) -> dict[str, Any]:
         """All that `next_batch` depends on, as tensors, numbers, strings, lists and dicts. The model is not part of it."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The reverse of `state_dict`: after it the same batches follow, bit for bit."""
+
+
+class WorkloadStack(ABC):
+    """Workloads of one task under K seeds as one, for seeds that are trained together.
+
+    The numbers of a seed must not depend on K nor on its neighbours, bit for bit: `harness describe TASK --check` compares.
+    """
+
+    @abstractmethod
+    def next_batch(self) -> Batch:
+        """The next batch of every seed, as tensors (K, ...) in the order of the workloads."""
+
+    @abstractmethod
+    def objective(self, parameters: dict[str, Tensor], batch: Batch) -> Objective:
+        """The objectives of all seeds: value and metrics (K,), predictions (K, ...), `size` that of one seed.
+
+        Args:
+            parameters: of the model by name, (K, ...) each; those of seed k are what its workload's model holds.
+            batch: (K, ...), as `next_batch` gives it.
+        """
 
 
 class FederatedWorkload(Workload):
@@ -135,6 +160,14 @@ class Task(ABC):
 
     def check(self, recipe: Recipe) -> None:
         """Raises ValueError if a resolved recipe does not fit the task's options. Called when a trial is planned."""
+
+    def unstackable(self, recipe: Recipe) -> str:
+        """Why seeds of this task cannot be trained together under a recipe; empty if they can.
+
+        A task whose models have no buffers and draw nothing from torch's default generator may answer with nothing where a
+        seed's bits are the same alone and among others: `harness describe TASK --check` compares them.
+        """
+        return "the task does not say that its seeds can be trained together"
 
     @abstractmethod
     def workload(self, recipe: Recipe, streams: Streams, device: torch.device) -> Workload:

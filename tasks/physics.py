@@ -64,6 +64,11 @@ class PhysicsTask(Task):
     def equation(self) -> Equation:
         """The equation under this task's options."""
 
+    def unstackable(self, recipe: Recipe) -> str:
+        if self.normalisation != "none":
+            return f"normalisation: {self.normalisation} is not known to keep a seed's bits in a stack"
+        return "compiled derivatives are those of one seed" if self.compiled else ""
+
     def workload(self, recipe: Recipe, streams: Streams, device: torch.device) -> Workload:
         assert isinstance(recipe, PhysicsRecipe)
         equation = self.equation()

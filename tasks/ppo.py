@@ -242,15 +242,20 @@ def rollout_batch(model: nn.Module, trajectory: Trajectory, recipe: PPORecipe, d
     )
     size = steps * envs
     actions = torch.as_tensor(trajectory.actions.reshape(-1), device=device)
-    log_policy = functional.log_softmax(logits[:size], dim=1)
     flat = torch.as_tensor(advantages.reshape(-1), dtype=inputs.dtype, device=device)
+    return samples(inputs[:size], actions, logits[:size], estimates[:size], flat)
+
+
+def samples(observations: Tensor, actions: Tensor, logits: Tensor, values: Tensor, advantages: Tensor) -> Batch:
+    """Training samples of what the model saw, did and expected: (..., samples), observations and logits have more behind."""
+    log_policy = functional.log_softmax(logits, dim=-1)
     return {
-        "observations": inputs[:size],
+        "observations": observations,
         "actions": actions,
-        "log_probs": log_policy.gather(1, actions.unsqueeze(1)).squeeze(1),
-        "values": estimates[:size],
-        "advantages": flat,
-        "returns": flat + estimates[:size],
+        "log_probs": log_policy.gather(-1, actions.unsqueeze(-1)).squeeze(-1),
+        "values": values,
+        "advantages": advantages,
+        "returns": advantages + values,
     }
 
 
@@ -265,7 +270,13 @@ def explained_variance(rollout: Batch) -> float:
 
 
 def ppo_objective(model: nn.Module, batch: Batch, recipe: PPORecipe) -> Objective:
-    r"""The clipped surrogate, the entropy bonus and the value loss of a minibatch.
+    """The clipped objective of a model on a minibatch."""
+    logits, values = model(batch["observations"])
+    return clipped_objective(logits, values, batch, recipe)
+
+
+def clipped_objective(logits: Tensor, values: Tensor, batch: Batch, recipe: PPORecipe) -> Objective:
+    r"""The clipped surrogate, the entropy bonus and the value loss of a minibatch, or of one for each of K seeds.
 
     With the ratio :math:`\rho = \pi(a|s) / \pi_\mathrm{old}(a|s)` and the clip range :math:`\epsilon`,
 
@@ -277,26 +288,29 @@ def ppo_objective(model: nn.Module, batch: Batch, recipe: PPORecipe) -> Objectiv
     `clip_fraction` the share of samples with :math:`|\rho - 1| > \epsilon`.
 
     Source: Schulman et al. 2017, arXiv 1707.06347; the value clipping as in CleanRL's `ppo.py`.
+
+    Args:
+        logits: (samples, actions), or (K, samples, actions).
+        values: (samples,), or (K, samples), as all that is in the batch.
     """
-    logits, values = model(batch["observations"])
-    log_policy = functional.log_softmax(logits, dim=1)
-    log_ratio = log_policy.gather(1, batch["actions"].unsqueeze(1)).squeeze(1) - batch["log_probs"]
+    log_policy = functional.log_softmax(logits, dim=-1)
+    log_ratio = log_policy.gather(-1, batch["actions"].unsqueeze(-1)).squeeze(-1) - batch["log_probs"]
     ratio, advantages, clip = log_ratio.exp(), batch["advantages"], recipe.clip_range
     surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
-    policy_loss = -surrogate.mean()
-    entropy = -(log_policy.exp() * log_policy).sum(dim=1).mean()
+    policy_loss = -surrogate.mean(dim=-1)
+    entropy = -(log_policy.exp() * log_policy).sum(dim=-1).mean(dim=-1)
     errors = (values - batch["returns"]).square()
     if recipe.clip_values:
         clipped = batch["values"] + (values - batch["values"]).clamp(-clip, clip)
         errors = torch.maximum(errors, (clipped - batch["returns"]).square())
-    value_loss = 0.5 * errors.mean()
+    value_loss = 0.5 * errors.mean(dim=-1)
     loss = policy_loss - recipe.entropy_coefficient * entropy + recipe.value_coefficient * value_loss
     with torch.no_grad():
         metrics = {
             "policy_loss": policy_loss.detach(),
             "value_loss": value_loss.detach(),
             "entropy": entropy.detach(),
-            "approx_kl": (ratio - 1 - log_ratio).mean(),
-            "clip_fraction": ((ratio - 1).abs() > clip).to(ratio.dtype).mean(),
+            "approx_kl": (ratio - 1 - log_ratio).mean(dim=-1),
+            "clip_fraction": ((ratio - 1).abs() > clip).to(ratio.dtype).mean(dim=-1),
         }
-    return Objective(loss, {"logits": logits, "values": values}, len(advantages), metrics)
+    return Objective(loss, {"logits": logits, "values": values}, advantages.shape[-1], metrics)

@@ -87,6 +87,9 @@ class DigitsMLP(Digits):
     hidden: tuple[int, ...] = field(default=(64, 64))
     activation: Activation = "relu"
 
+    def unstackable(self, recipe: Recipe) -> str:
+        return ""
+
     def recipe(self) -> Recipe:
         return Recipe(steps=600, batch=64, lr=3e-3, weight_decay=1e-2)
 

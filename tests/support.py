@@ -7,14 +7,19 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from harness.identity import TrialSpec
-from harness.recording.records import Attempt, Result
+from harness.recording.records import Attempt, Result, Status, TrialRecords
 from harness.registry import Registry
-from harness.training.trial import run_trial
+from harness.training.loop import Interrupted
+from harness.training.together import run_stack
+from harness.training.trial import Course, run_trial
 
 TROUBLE = """
 import os, signal, sys, time
@@ -87,6 +92,47 @@ def run(
     """One attempt at a trial."""
     with Attempt(results, spec.hash, spec.to_json(), "test") as attempt:
         return run_trial(spec, registry, attempt, halt=halt, commit_every=commit_every)
+
+
+Told = tuple[str, dict[str, float], list[dict[str, Any]]]
+
+
+def seeded(spec: TrialSpec, seed: int) -> TrialSpec:
+    return replace(spec, seed={"init": seed}, stacked=True)
+
+
+def together(
+    registry: Registry,
+    results: Path,
+    spec: TrialSpec,
+    seeds: list[int],
+    halt: int | None = None,
+    screens: dict[int, Any] | None = None,
+    **settings: Any,
+) -> list[Result | None]:
+    """One try at several seeds as one."""
+    specs = [seeded(spec, seed) for seed in seeds]
+    with ExitStack() as held:
+        attempts = [held.enter_context(Attempt(results, s.hash, s.to_json(), "test")) for s in specs]
+        screening = screens or {}
+        courses = [
+            Course(s, attempt, {}, screen=screening.get(seed))
+            for s, attempt, seed in zip(specs, attempts, seeds, strict=True)
+        ]
+        try:
+            run_stack(courses, registry, halt=lambda step: step == halt, **settings)
+        except Interrupted:
+            assert halt is not None
+        return [course.result for course in courses]
+
+
+def told(results: Path, result: Result | None) -> Told:
+    """All numbers of a trial: of its weights, its final metrics, and its records."""
+    assert result is not None, "it has no result"
+    assert result.status is Status.FINISHED, result.error or result.reason
+    records = list(TrialRecords(results, result.hash).records())
+    kept = [{**r, "time": 0, "metrics": timeless(r.get("metrics", {}))} for r in records]
+    return result.weights, timeless(result.metrics), kept
 
 
 def bare_digits(spec: TrialSpec) -> dict[str, torch.Tensor]:

@@ -180,29 +180,60 @@ class Assembler:
         """What the trials of a cell share."""
         built = self.tasks[cell.task.label]
         resources, _ = self.grid.resources(cell.task.name, cell.method.name)
+        recipe = self._recipe(cell, built)
         return TrialSpec(
             task=cell.task.name,
             task_options=cell.task.options,
             task_version=built.task.version,
             methods=[Part(part.name, _blank(part.options)) for part in cell.method.parts],
-            recipe=self._recipe(cell, built),
+            recipe=self._recipe_content(cell, recipe),
             seed={},
             probes=built.probes,
             threads=resources.threads,
             device=resources.device,
             data=built.data,
+            stacked=self._stacked(cell, recipe, resources.threads),
         )
 
-    def _recipe(self, cell: Cell, built: BuiltTask) -> dict[str, Any]:
-        """Every field of the cell's recipe as plain data."""
-        taken = [name for name, value in cell.recipe.values.items() if isinstance(value, Taken)]
-        given = {name: value for name, value in cell.recipe.values.items() if name not in taken}
-        schemas = self.registry.item("task", cell.task.name).recipe
+    def _recipe(self, cell: Cell, built: BuiltTask) -> Recipe:
+        """The cell's recipe; what is taken from another trial has its default until then."""
+        given = {name: value for name, value in cell.recipe.values.items() if not isinstance(value, Taken)}
         with _authors_code({name: term.where for name, term in cell.terms.items()}, cell.task.where):
             recipe = replace(built.recipe, **given).resolve()
             built.task.check(recipe)
+        return recipe
+
+    def _recipe_content(self, cell: Cell, recipe: Recipe) -> dict[str, Any]:
+        """Every field of a recipe as plain data."""
+        schemas = self.registry.item("task", cell.task.name).recipe
+        with _authors_code({name: term.where for name, term in cell.terms.items()}, cell.task.where):
             resolved = {name: check(getattr(recipe, name), schema, name) for name, schema in schemas.items()}
-        return resolved | dict.fromkeys(taken)
+        return resolved | _blank({n: v for n, v in cell.recipe.values.items() if isinstance(v, Taken)})
+
+    def _stacked(self, cell: Cell, recipe: Recipe, threads: int) -> bool:
+        """Whether the seeds of a cell are trained together; a note says why not, where the grid asks for it."""
+        if not self.grid.stacked or (cell.tuning is not None and len(self._tuning_seeds()) == 1):
+            return False
+        reason = self._unstackable(cell, recipe, threads)
+        if reason:
+            self.notes.append(f"{cell.label} is not stacked: {reason}")
+        return not reason
+
+    def _unstackable(self, cell: Cell, recipe: Recipe, threads: int) -> str:
+        """Why the seeds of a cell cannot be trained together; empty if they can."""
+        from harness.composition import unstackable
+
+        if reason := self.tasks[cell.task.label].task.unstackable(recipe):
+            return reason
+        if reason := unstackable(self.methods[cell.method.label]):
+            return reason
+        if any(recipe.phase(step) == "lbfgs" for step in (0, *recipe.switches)):
+            return "L-BFGS searches along a line for each seed by itself"
+        if threads > 1:
+            return f"it asks for {threads} CPUs, and a stack computes on one"
+        if taken := [path for path in cell.takes if path != "start"]:
+            return f"{shown(taken[0], cell.method.parts)} is taken from another trial, for each seed another value"
+        return ""
 
     def _code(self, spec: TrialSpec) -> str:
         names = spec.task, spec.method, *(part.name for part in spec.probes)
@@ -226,6 +257,7 @@ class Assembler:
         origins |= {name: origin(where) for name, where in places.items()}
         origins |= dict.fromkeys(self._tuned_fields(cell), "tuning")
         origins |= {f"seed.{name}": "seeds" for name in self.grid.seeds[0]} | {"data": "task", "version": "task"}
+        origins |= {"stacked": "stacked"} if self.grid.stacked else {}
         _, asked = self.grid.resources(cell.task.name, cell.method.name)
         return origins | {name: asked[f] for name, f in (("threads", "cpus"), ("device", "gpus")) if f in asked}
 

@@ -34,6 +34,7 @@ def explain(plan: Plan, prefix: str) -> list[Explained]:
     for part in spec.probes:
         values |= {f"probe.{part.name}.{name}": value for name, value in part.options.items()}
     values |= {"threads": spec.threads, "device": spec.device, "data": spec.data, "version": spec.task_version}
+    values |= {"stacked": spec.stacked}
     for required in spec.requires:
         if required.path != TUNED:
             values[shown(required.path, spec.methods)] = f"{required.taken} of trial {required.hash}"

@@ -57,6 +57,8 @@ class Grid:
     """The entries of `resources`, each with its path."""
     starts: list[tuple[StartRule, Where]]
     """Where trials start: the last word wins."""
+    stacked: bool
+    """Whether seeds of a cell are trained together, where they can."""
     tuning: Tuning | None
     screening: Screening | None
     claims: Claims
@@ -139,6 +141,7 @@ def check_grid(draft: Draft, registry: Registry) -> Grid:
         probes=probe_choices(entries("probes", parsed.probes), registry),
         requests=_requests(parsed, draft, tasks, methods),
         starts=_starts(parsed, draft, tasks, methods),
+        stacked=parsed.stacked,
         tuning=check_tuning(parsed.tuning, draft.where(["tuning"]), tasks, methods, seeds, registry),
         screening=check_screening(parsed.screening, draft.where(["screening"]), tasks),
         claims=check_claims(parsed, draft, tasks, methods, registry, _most(seeds)),

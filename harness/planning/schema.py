@@ -195,7 +195,7 @@ class GridFile(Model):
     recipes: list[RecipeRule] = []
     probes: list[Entry] = []
     resources: ResourceRules = []
-    stacked: Literal[False] = False
+    stacked: bool = False
     ranks: Literal[1] = 1
     tuning: TuningRule | None = None
     screening: ScreeningRule | None = None
@@ -206,7 +206,6 @@ class GridFile(Model):
 
 
 LATER = {
-    "stacked": "seeds of a cell trained together",
     "ranks": "a trial on several ranks",
 }
 """Fields of the schema that cannot be used yet, and what they are for."""
@@ -214,6 +213,7 @@ LATER = {
 _ALLOWED = {
     "int_type": "an integer",
     "float_type": "a number",
+    "bool_type": "true or false",
     "string_type": "a text",
     "list_type": "a list",
     "dict_type": "a mapping",

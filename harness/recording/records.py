@@ -284,6 +284,10 @@ class Attempt:
         """Adds a record; it counts from the next commit on."""
         self._pending.append(json.dumps(record, allow_nan=False))
 
+    def rewind(self) -> None:
+        """Forgets the records since the last commit: the trial starts from there once more."""
+        self._pending.clear()
+
     def keep(self, name: str, content: bytes) -> None:
         """Writes a file that stays with the trial after its end, such as a substituted model's weights."""
         write_atomically(self.trial.folder / name, content)

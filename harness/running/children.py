@@ -9,6 +9,8 @@ import select
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -79,19 +81,13 @@ class WarmHandle:
         """The process id of the warm process."""
         return self._process.pid
 
-    def start(self, trial: UnitTrial) -> None:
-        """Hands a trial over."""
-        order = {
-            "hash": trial.hash,
-            "spec_json": trial.spec_json,
-            "code": trial.code,
-            "values": trial.values,
-            "keep": trial.keep,
+    def start(self, trials: Sequence[UnitTrial]) -> None:
+        """Hands over a trial, or the seeds of a stack: these have as much time as one after another."""
+        limits = {
             "memory": self.resources.memory or fair_memory(self.resources),
-            "time": self.resources.time,
-            "screen": trial.screen,
+            "time": self.resources.time and self.resources.time * len(trials),
         }
-        self._send(op="run", order=order)
+        self._send(op="run", orders=[asdict(trial) for trial in trials], limits=limits)
 
     def events(self, timeout: float) -> list[dict[str, Any]]:
         """What the warm process has said within `timeout` seconds: as soon as there is something, nothing if not.

@@ -32,7 +32,7 @@ from harness.running.scheduling import (
     run_units,
     this_machine,
 )
-from harness.running.units import Unit, UnitTrial
+from harness.running.units import Unit, UnitTrial, stack
 from harness.screening import NEIGHBOURS, Screening
 
 
@@ -141,7 +141,7 @@ class Run:
                     "slots": progress.slots,
                     "since": time.time(),
                 }
-                self._take(run_units(units, settings, listener, scheduler))
+                self._take(run_units(stack(units, progress.slots), settings, listener, scheduler))
             if self.outcome.interrupted or self.outcome.unwritable():
                 return
 
@@ -178,7 +178,7 @@ def unit_of(trial: PlannedTrial, values: dict[str, Any], keep: list[str], screen
     """A unit of one trial."""
     screen = screening.screen(trial.task_label) if screening else None
     carried = UnitTrial(trial.hash, trial.spec.to_json(), trial.code, values, keep, screen.to_json() if screen else "")
-    return Unit([carried], trial.resources, trial.cell)
+    return Unit([carried], trial.resources, trial.cell, trial.spec.stacked)
 
 
 def submitted(trial: PlannedTrial) -> dict[str, Any]:

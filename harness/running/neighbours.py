@@ -72,7 +72,7 @@ class Neighbours(FIFOScheduler):
     def _look(self, result: dict[str, Any]) -> None:
         """Shows the rule what the trials of a unit have committed since the last look; Tune hands a flat result over."""
         ended = [name.removeprefix("ended/") for name in flatten_dict(result) if name.startswith("ended/")]
-        for hash in filter(None, [*ended, result["running"]]):
+        for hash in [*ended, *result["running"]]:
             for step, score in self._new(hash):
                 self._show(self._trials[hash], step, score)
 

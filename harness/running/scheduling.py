@@ -252,7 +252,7 @@ class Watch:
                 self.outcome.ended[hash] = ended
                 self._seconds.setdefault(self._cells[hash], []).append(seconds)
                 self.listener.ended(hash, ended)
-        if running := result["running"]:
+        for running in result["running"]:
             if running not in self._begun:
                 self._begun.add(running)
                 self.listener.started(running)

@@ -82,7 +82,7 @@ class ListSearch(SearchAlgorithm):
         if not seconds:
             return 1
         rest = self._units[self._next :]
-        most = max(1, min(int(TOGETHER / seconds), len(rest) // (2 * self._slots)))
+        most = max(1, min(int(TOGETHER / (seconds * len(first.trials))), len(rest) // (2 * self._slots)))
         alike = itertools.takewhile(
             lambda unit: (unit.cell, unit.resources) == (first.cell, first.resources), rest[:most]
         )

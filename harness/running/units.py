@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from harness.resources import Resources
+
+WIDTH = 10
+"""Seeds of a stack at most: wider ones leave the processor's cache and gain nothing."""
+
+
+APART = "apart"
+"""What is told of a trial whose stack ended without its result, by whose fault is unknown: it goes on by itself."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +34,14 @@ class UnitTrial:
 
 @dataclass(frozen=True)
 class Unit:
-    """Trials that are handed over together. Each has its own process, so one may fail without the others."""
+    """Trials that are handed over together. Each has its own process, unless they are stacked: one may fail without the others."""
 
     trials: list[UnitTrial]
     resources: Resources
     cell: str = ""
     """Trials of one cell are expected to take as long, and short ones are handed over together."""
+    stacked: bool = False
+    """Whether its trials are seeds of one cell that run as one, in one process."""
 
     @property
     def name(self) -> str:
@@ -47,9 +57,27 @@ class Unit:
         """The reverse of `to_json`."""
         content = json.loads(text)
         trials = [UnitTrial(**trial) for trial in content["trials"]]
-        return Unit(trials, Resources(**content["resources"]), content["cell"])
+        return Unit(trials, Resources(**content["resources"]), content["cell"], content["stacked"])
 
-    @staticmethod
-    def of(units: Sequence[Unit]) -> Unit:
-        """Several units of one cell as one."""
-        return Unit([trial for unit in units for trial in unit.trials], units[0].resources, units[0].cell)
+    @property
+    def processes(self) -> list[list[UnitTrial]]:
+        """The trials of each process."""
+        return [self.trials] if self.stacked else [[trial] for trial in self.trials]
+
+
+def stack(units: Sequence[Unit], slots: int) -> list[Unit]:
+    """Units of one trial each, those that run stacked put together: as few units as keep every slot busy.
+
+    What a seed comes to does not depend on the width of its stack.
+    """
+    singles = [unit for unit in units if not unit.stacked]
+    cells: dict[tuple[str, Resources], list[Unit]] = {}
+    for unit in units:
+        if unit.stacked:
+            cells.setdefault((unit.cell, unit.resources), []).append(unit)
+    most = max(1, min(WIDTH, math.ceil((len(units) - len(singles)) / slots)))
+    for (cell, resources), seeds in cells.items():
+        count = math.ceil(len(seeds) / most)
+        for part in (seeds[number::count] for number in range(count)):
+            singles.append(Unit([trial for unit in part for trial in unit.trials], resources, cell, True))
+    return singles

@@ -1,4 +1,4 @@
-"""The warm process: it has imported torch and what is registered, and forks a child for each trial.
+"""The warm process: it has imported torch and what is registered, and forks a child for each trial or stack of trials.
 
 A worker starts one with `python -m harness.running.warm FD` and talks to it in lines of JSON over a socket. Nothing that a
 trial does can reach the next one, since each has a process of its own that ends with it.
@@ -19,14 +19,26 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import psutil
 
-from harness.recording.records import Attempt, Locked, RecordsError, Result, Status, end_without_result
+from harness.recording.records import (
+    Attempt,
+    Locked,
+    RecordsError,
+    Result,
+    Status,
+    TrialRecords,
+    end_without_result,
+)
+from harness.running.units import APART, UnitTrial
+
+if TYPE_CHECKING:
+    from harness.training.trial import Course
 
 ENDINGS = ("", "interrupted", "locked", "unwritable")
 """How a child may rightly end without a result. It says so in shared memory: an author's code may choose any exit code."""
@@ -39,17 +51,11 @@ GRACE = 10.0
 
 
 @dataclass(frozen=True)
-class Order:
-    """One trial to run, with its limits."""
+class Limits:
+    """What a child may take."""
 
-    hash: str
-    spec_json: str
-    code: str
-    values: dict[str, Any]
-    keep: list[str]
     memory: int | None
     time: float | None
-    screen: str = ""
 
 
 class Warm:
@@ -66,7 +72,7 @@ class Warm:
         self.results = Path(settings["results"])
         self.commit_every = float(settings["commit_every"])
         self.plugins = settings["plugins"]
-        self.shared = mmap.mmap(-1, 9)  # the step, and the index of the ending
+        self.shared = mmap.mmap(-1, mmap.PAGESIZE)  # the step in 8 bytes, and for each trial the index of its ending
         self.stopping: float | None = None
 
     def serve(self) -> None:
@@ -78,7 +84,7 @@ class Warm:
         self.say(event="ready")
         while (message := self.hear()) is not None:
             if message["op"] == "run":
-                self.run(Order(**message["order"]))
+                self.run([UnitTrial(**order) for order in message["orders"]], Limits(**message["limits"]))
                 if self.stopping is not None:
                     return
 
@@ -99,33 +105,39 @@ class Warm:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.channel.sendall(json.dumps(message).encode() + b"\n")
 
-    def run(self, order: Order) -> None:
-        """Forks a child for a trial, watches it to its end, and tells how it ended."""
-        from harness.identity import TrialSpec
-
-        spec = TrialSpec.from_json(order.spec_json)
+    def run(self, orders: Sequence[UnitTrial], limits: Limits) -> None:
+        """Forks a child for a trial, or for the seeds of a stack, watches it to its end, and tells how each trial ended."""
         started = time.time()
-        self.shared[:] = bytes(9)
+        self.shared[:] = bytes(len(self.shared))
         pid = os.fork()
         if pid == 0:
-            self.child(order, spec)
-        cause = self.watch(pid, order)
+            self.child(orders)
+        cause = self.watch(pid, orders[0], limits)
         _, waited = os.waitpid(pid, 0)
-        status, reason = _ending(waited, cause, ENDINGS[self.shared[8]])
-        if status is not None:
-            result = Result(order.hash, status, order.code, started=started, ended=time.time(), reason=reason)
-            try:
-                ended = end_without_result(self.results, result, order.spec_json)
-                status, reason = ended.status, ended.reason
-            except RecordsError as error:
-                status, reason = None, f"unwritable: {error}"
-        self.say(event="ended", hash=order.hash, status=status, reason=reason)
+        for number, order in enumerate(orders):
+            status, reason = _ending(waited, cause, ENDINGS[self.shared[8 + number]])
+            if status in (Status.FAILED, Status.OUT_OF_MEMORY) and len(orders) > 1 and not self._ended(order, started):
+                self.say(event="ended", hash=order.hash, status=APART, reason=reason)
+                continue
+            if status is not None:
+                result = Result(order.hash, status, order.code, started=started, ended=time.time(), reason=reason)
+                try:
+                    ended = end_without_result(self.results, result, order.spec_json)
+                    status, reason = ended.status, ended.reason
+                except RecordsError as error:
+                    status, reason = None, f"unwritable: {error}"
+            self.say(event="ended", hash=order.hash, status=status, reason=reason)
 
-    def watch(self, pid: int, order: Order) -> str | None:
+    def _ended(self, order: UnitTrial, since: float) -> bool:
+        """Whether the child has left the result of a trial."""
+        result = TrialRecords(self.results, order.hash).result()
+        return result is not None and result.ended >= since
+
+    def watch(self, pid: int, order: UnitTrial, limits: Limits) -> str | None:
         """Waits for the child; returns why it was ended, if it was."""
         process = psutil.Process(pid)
         pidfd = os.pidfd_open(pid)
-        deadline = time.monotonic() + (order.time or math.inf)
+        deadline = time.monotonic() + (limits.time or math.inf)
         told, descendants = time.monotonic(), 0
         cause: str | None = None
         while True:
@@ -140,7 +152,7 @@ class Warm:
                 _kill(pid, signal.SIGTERM)
             if cause is None:
                 used = _memory([process]) + descendants
-                cause = self._limit(now, deadline, used, order.memory or math.inf)
+                cause = self._limit(now, deadline, used, limits.memory or math.inf)
                 if cause is not None:
                     _kill(pid, signal.SIGKILL)
             if now - told > 0.5:
@@ -155,15 +167,15 @@ class Warm:
             return "time"
         return "memory" if used > memory else None
 
-    def child(self, order: Order, spec: Any) -> NoReturn:
-        """The child: one trial in a process of its own."""
+    def child(self, orders: Sequence[UnitTrial]) -> NoReturn:
+        """The child: one trial, or one stack, in a process of its own."""
         code = 70
         try:
             os.setsid()
             _die_with_parent()
             self.channel.close()
             halted = _catch_stop()
-            code = self._trial(order, spec, halted)
+            code = self._trials(orders, halted)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -171,41 +183,82 @@ class Warm:
             sys.stderr.flush()
             os._exit(code)
 
-    def _trial(self, order: Order, spec: Any, halted: Callable[[], bool]) -> int:
-        from harness.screening import Screen
+    def _trials(self, orders: Sequence[UnitTrial], halted: Callable[[], bool]) -> int:
         from harness.training.loop import Interrupted
-        from harness.training.trial import run_trial
-
-        screen = Screen.from_json(order.screen) if order.screen else None
-        looked = time.monotonic()
 
         def halt(step: int) -> bool:
-            nonlocal looked
             self.shared[:8] = step.to_bytes(8, "little")
-            if screen and screen.compares and time.monotonic() - looked > 0.5:
-                looked = time.monotonic()
-                return bool(attempt.trial.verdict(screen.mark, order.code)) or halted()
             return halted()
 
-        try:
-            with Attempt(self.results, order.hash, order.spec_json, order.code) as attempt:
-                _log_to(attempt.folder / "log.txt")
-                run_trial(
-                    spec,
-                    self.registry,
-                    attempt,
-                    values=order.values,
-                    keep=order.keep,
-                    screen=screen,
-                    commit_every=self.commit_every,
-                    halt=halt,
-                )
-        except Interrupted:
-            self.shared[8] = ENDINGS.index("interrupted")
-        except RecordsError as error:
-            print(error, file=sys.stderr)
-            self.shared[8] = ENDINGS.index("locked" if isinstance(error, Locked) else "unwritable")
+        with contextlib.ExitStack() as held:
+            entered: list[tuple[UnitTrial, Attempt]] = []
+            for number, order in enumerate(orders):
+                try:
+                    attempt = Attempt(self.results, order.hash, order.spec_json, order.code)
+                    entered.append((order, held.enter_context(attempt)))
+                except RecordsError as error:
+                    self._trouble(number, error)
+            if not entered:
+                return 0
+            _log_to([attempt.folder / "log.txt" for _, attempt in entered])
+            try:
+                trouble = self._run(entered, halt)
+            except Interrupted:
+                for number in range(len(orders)):
+                    self.shared[8 + number] = self.shared[8 + number] or ENDINGS.index("interrupted")
+                return 0
+            for number, order in enumerate(orders):
+                if order.hash in trouble:
+                    self._trouble(number, trouble[order.hash])
         return 0
+
+    def _run(
+        self, entered: Sequence[tuple[UnitTrial, Attempt]], halt: Callable[[int], bool]
+    ) -> Mapping[str, RecordsError]:
+        """Runs a trial, or a stack; returns those whose records could not be written."""
+        from harness.identity import TrialSpec
+        from harness.screening import Screen
+        from harness.training.together import run_stack
+        from harness.training.trial import Course, run_alone
+
+        courses = [
+            Course(
+                TrialSpec.from_json(order.spec_json),
+                attempt,
+                order.values,
+                order.keep,
+                Screen.from_json(order.screen) if order.screen else None,
+            )
+            for order, attempt in entered
+        ]
+        if courses[0].spec.stacked:  # a seed learns at its next evaluation that a rule stops it
+            return run_stack(courses, self.registry, commit_every=self.commit_every, halt=halt)
+        judged = _judged(courses[0])
+        try:
+            run_alone(
+                courses[0], self.registry, commit_every=self.commit_every, halt=lambda step: judged() or halt(step)
+            )
+        except RecordsError as error:
+            return {courses[0].spec.hash: error}
+        return {}
+
+    def _trouble(self, number: int, error: RecordsError) -> None:
+        print(error, file=sys.stderr)
+        self.shared[8 + number] = ENDINGS.index("locked" if isinstance(error, Locked) else "unwritable")
+
+
+def _judged(course: Course) -> Callable[[], bool]:
+    """Tells, looking twice a second, whether a rule that compares trials has stopped this one."""
+    screen, looked = course.screen, time.monotonic()
+
+    def judged() -> bool:
+        nonlocal looked
+        if screen is None or not screen.compares or time.monotonic() - looked < 0.5:
+            return False
+        looked = time.monotonic()
+        return bool(course.attempt.trial.verdict(screen.mark, course.attempt.code))
+
+    return judged
 
 
 def _warm_up(registry: Any) -> None:
@@ -283,12 +336,14 @@ def _catch_stop() -> Callable[[], bool]:
     return lambda: asked
 
 
-def _log_to(path: Path) -> None:
-    """What the trial prints goes to its attempt's folder."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+def _log_to(paths: Sequence[Path]) -> None:
+    """What the trials print goes to the folder of the first one's attempt; the others say so."""
+    descriptor = os.open(paths[0], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
+    for path in paths[1:]:
+        path.write_text(f"This seed ran in a stack, and what that printed is in {paths[0]}\n", encoding="utf-8")
 
 
 def main() -> None:

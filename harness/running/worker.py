@@ -10,7 +10,7 @@ from ray import tune
 
 from harness.recording.records import Status, TrialRecords
 from harness.running.children import WarmHandle
-from harness.running.units import Unit
+from harness.running.units import APART, Unit, UnitTrial
 
 OVER = (Status.FINISHED, Status.DIVERGED, Status.FAILED)
 """How a trial ends for good under one code: the survey hands none of these out, so a try of the same unit wrote it."""
@@ -35,28 +35,29 @@ class Worker(tune.Trainable):
         self._begin(config["units"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        if self._running is not None:  # a scheduler stopped the unit: its trial commits and ends with the process
+        if self._running:  # a scheduler stopped the unit: its trial commits and ends with the process
             self.cleanup()
             self._warm = None
         self._begin(new_config["units"])
         return True
 
     def _begin(self, names: list[str]) -> None:
-        self._unit = Unit.of([Unit.from_json(self._table[name]) for name in names])
-        self._waiting = list(self._unit.trials)
-        self._running: str | None = None
+        units = [Unit.from_json(self._table[name]) for name in names]
+        self._resources = units[0].resources
+        self._waiting = [process for unit in units for process in unit.processes]
+        self._running: list[UnitTrial] = []
         self._ended: dict[str, tuple[str, float]] = {}
 
     def _handle(self) -> WarmHandle:
         """The warm process, started anew where it is missing or was made for other resources."""
-        if self._warm is not None and self._warm.resources != self._unit.resources:
+        if self._warm is not None and self._warm.resources != self._resources:
             self._warm.stop()
             self._warm = None
         if self._warm is None:
             self._warm = WarmHandle(
                 Path(self._settings["results"]),
                 [Path(plugin) for plugin in self._settings["plugins"]],
-                self._unit.resources,
+                self._resources,
                 self._settings["commit_every"],
             )
         return self._warm
@@ -68,7 +69,7 @@ class Worker(tune.Trainable):
             UnitLost: if a trial's process was ended from outside.
         """
         warm = self._handle()
-        if self._running is None:
+        if not self._running:
             self._pass_over_done()
             self._start_next(warm)
         step = 0
@@ -77,28 +78,37 @@ class Worker(tune.Trainable):
                 step = event["step"]
             elif event["event"] == "ended":
                 self._end(event)
-                self._start_next(warm)
-        return {"done": self._running is None, "running": self._running or "", "at": step, "ended": self._ended}
+                if not self._running:
+                    self._start_next(warm)
+        running = [trial.hash for trial in self._running]
+        return {"done": not running, "running": running, "at": step, "ended": self._ended}
 
     def _pass_over_done(self) -> None:
         """Leaves out what an earlier try of this unit has finished: a worker that died takes its unit up from the start."""
-        for trial in list(self._waiting):
-            result = TrialRecords(Path(self._settings["results"]), trial.hash).result()
-            if result is not None and result.status in OVER and result.ended >= self._settings["since"]:
-                self._waiting.remove(trial)
-                self._ended[trial.hash] = result.status.value, result.ended - result.started
+        for trials in self._waiting:
+            for trial in list(trials):
+                result = TrialRecords(Path(self._settings["results"]), trial.hash).result()
+                if result is not None and result.status in OVER and result.ended >= self._settings["since"]:
+                    trials.remove(trial)
+                    self._ended[trial.hash] = result.status.value, result.ended - result.started
 
     def _start_next(self, warm: WarmHandle) -> None:
+        self._waiting = [trials for trials in self._waiting if trials]
         if self._waiting:
-            trial = self._waiting.pop(0)
-            self._running, self._since = trial.hash, time.monotonic()
-            warm.start(trial)
+            self._running = self._waiting.pop(0)
+            self._since, self._width = time.monotonic(), len(self._running)
+            warm.start(self._running)
 
     def _end(self, event: dict[str, Any]) -> None:
         if event["status"] == "lost":
             raise UnitLost(f"trial {event['hash']}: {event['reason']}")
-        self._ended[event["hash"]] = event["status"] or event["reason"], time.monotonic() - self._since
-        self._running = None
+        (trial,) = (trial for trial in self._running if trial.hash == event["hash"])
+        self._running = [other for other in self._running if other is not trial]
+        if event["status"] == APART:
+            self._waiting.insert(0, [trial])
+        else:
+            seconds = (time.monotonic() - self._since) / self._width
+            self._ended[trial.hash] = event["status"] or event["reason"], seconds
 
     def cleanup(self) -> None:
         if self._warm is not None:

@@ -96,7 +96,7 @@ def times(training: Training) -> dict[str, float]:
         "time/train_seconds": seconds,
         "time/steps_per_second": training.state.step / seconds,
         "time/samples_per_second": training.samples / seconds,
-        "time/cpu_seconds": time.process_time(),  # of this attempt's process, evaluations and probes included
+        "time/cpu_seconds": time.process_time() / training.width,  # of this attempt, evaluations and probes included
         "system/peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     env_steps = training.workload.progress().get("env_steps")

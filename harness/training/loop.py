@@ -49,29 +49,65 @@ def train(
         Screened: if the trial has a rule that does not accept it; everything so far is committed.
     """
     state, length = training.state, training.state.recipe.length
-    committed = time.monotonic()
-    if training.screen and state.step >= training.screen.step(length):
-        _decide(training, training.screen)
+    commits = Commits(commit_every)
+    begin(training)
     while state.step < length:
-        probes = _due(training, state.step + 1)
-        for probe in probes.values():
-            probe.before_step(state)
+        probes = before_step(training)
         training.clock.start()
         advance(training)
         training.clock.stop()
-        _report(training, probes)
-        _keep(training)
-        if training.screen and training.screen.due(state.step, length, state.recipe.evaluate_every or 1):
-            _decide(training, training.screen)
+        after_step(training, probes)
         halted = halt(state.step)
-        if halted or time.monotonic() - committed >= commit_every:
+        if commits.due(halted):
             commit(training)
-            committed = time.monotonic()
         if halted and state.step < length:
             if training.screen and training.screen.compares:
                 _decide(training, training.screen)
             raise Interrupted(f"stopped at step {state.step} of {length}")
-    training.digest = weights_digest(state.model)
+    return finish(training)
+
+
+class Commits:
+    """When to commit: every so many seconds."""
+
+    def __init__(self, every: float) -> None:
+        self._every, self._last = every, time.monotonic()
+
+    def due(self, halted: bool) -> bool:
+        """Whether it is time, or the trial is to stop."""
+        now = time.monotonic()
+        if not halted and now - self._last < self._every:
+            return False
+        self._last = now
+        return True
+
+
+def begin(training: Training) -> None:
+    """Judges a trial that goes on from behind the point of decision."""
+    if training.screen and training.state.step >= training.screen.step(training.state.recipe.length):
+        _decide(training, training.screen)
+
+
+def before_step(training: Training) -> dict[str, Probe]:
+    """The probes that measure the coming step, told of it."""
+    probes = _due(training, training.state.step + 1)
+    for probe in probes.values():
+        probe.before_step(training.state)
+    return probes
+
+
+def after_step(training: Training, probes: dict[str, Probe]) -> None:
+    """All that follows a step: measures, records, evaluation, kept checkpoints, the early-stopping rule."""
+    _report(training, probes)
+    _keep(training)
+    step, recipe = training.state.step, training.state.recipe
+    if training.screen and training.screen.due(step, recipe.length, recipe.evaluate_every or 1):
+        _decide(training, training.screen)
+
+
+def finish(training: Training) -> dict[str, float]:
+    """The final metrics of a trial that has taken all of its steps."""
+    training.digest = weights_digest(training.state.model)
     return test(training)
 
 

@@ -85,6 +85,8 @@ class Training:
     """Checkpoints that stay for trials that start from them."""
     screen: Screen | None = None
     """The rule that may stop the trial early: no part of its identity, for it changes no number of a trial that goes on."""
+    width: int = 1
+    """How many trials its process began with: its CPU time counts for each of them by its share."""
     digest: str = ""
     """Of the weights after the last step: equal digests are equal bits."""
 
@@ -148,10 +150,21 @@ class Training:
 
 
 def pack(content: dict[str, Any]) -> bytes:
-    """A checkpoint as bytes."""
+    """A checkpoint as bytes. Of a tensor that is a part of a larger one, the part."""
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    torch.save(_apart(content), buffer)
     return buffer.getvalue()
+
+
+def _apart(content: Any) -> Any:
+    """The same with tensors of their own in the place of views: with a view, `torch.save` writes all that lies behind it."""
+    if isinstance(content, torch.Tensor):
+        return content.detach().clone() if content.untyped_storage().nbytes() > content.nbytes else content
+    if isinstance(content, dict):
+        return type(content)((name, _apart(value)) for name, value in content.items())
+    if isinstance(content, list | tuple):
+        return type(content)(_apart(value) for value in content)
+    return content
 
 
 def unpack(content: bytes) -> dict[str, Any]:

@@ -8,20 +8,25 @@ import torch
 from torch import nn
 
 from harness.composition import Composition
-from harness.method import State
+from harness.method import Groups, State
 
 
 class Diverged(Exception):
     """The objective is no longer a finite number."""
 
 
-def build_optimizer(method: Composition, state: State) -> torch.optim.Optimizer:
-    """The optimizer of a trial in its present phase, or of a client's visit.
+def parameter_groups(method: Composition, state: State) -> Groups:
+    """The parameter groups of a trial: the workload's, after every method of the composition."""
+    return method.parameter_groups(state.workload.parameter_groups(state.model), state.recipe)
+
+
+def build_optimizer(method: Composition, state: State, groups: Groups | None = None) -> torch.optim.Optimizer:
+    """The optimizer of a trial in its present phase, or of a client's visit; over other tensors where groups are given.
 
     Raises:
         ValueError: if the phase names an optimizer that a method owns.
     """
-    groups = method.parameter_groups(state.workload.parameter_groups(state.model), state.recipe)
+    groups = parameter_groups(method, state) if groups is None else groups
     phase = state.recipe.phase(state.step)
     if phase != "method":
         owners = [getattr(part, "name", type(part).__name__) for part in method.methods if "optimizer" in part.owns]

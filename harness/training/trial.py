@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -61,67 +62,112 @@ def run_trial(
         Interrupted: if `halt` answered true.
         RecordsError: if the records cannot be written.
     """
-    started = attempt.state.started
+    course = Course(spec, attempt, values or {}, keep, screen)
+    return run_alone(course, registry, ranks, commit_every=commit_every, halt=halt)
 
-    def result(status: Status, metrics: dict[str, float] | None = None, reason: str = "", error: str = "") -> Result:
-        return Result(
+
+def run_alone(
+    course: Course,
+    registry: Registry,
+    ranks: Ranks | None = None,
+    *,
+    commit_every: float,
+    halt: Callable[[int], bool],
+) -> Result:
+    """Runs a trial that is no part of a stack to its end, as `run_trial`."""
+    with settings(course.spec), course.guarded():
+        training = course.set_up(registry, ranks)
+        federated = isinstance(training.workload, FederatedWorkload)
+        advance = federation.advance if federated else loop.advance
+        course.finish(loop.train(training, advance, commit_every=commit_every, halt=halt))
+    assert course.result is not None
+    return course.result
+
+
+@dataclass
+class Course:
+    """One trial from its setting up to its result, alone or in a stack."""
+
+    spec: TrialSpec
+    attempt: Attempt
+    values: dict[str, Any]
+    """What it takes from the trials that it requires, by path."""
+    keep: Sequence[str] = ()
+    screen: Screen | None = None
+    training: Training | None = None
+    result: Result | None = None
+
+    def set_up(self, registry: Registry, ranks: Ranks | None = None) -> Training:
+        """Builds the trial and puts it where its last commit left it."""
+        self.training = set_up(self.spec.with_values(self.values), registry, self.attempt, ranks)
+        self.training.keep, self.training.screen = self.keep, self.screen
+        return self.training
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """What an author's code raises inside ends the trial with a status.
+
+        Raises:
+            Interrupted: if the trial was asked to stop.
+            RecordsError: if the records cannot be written.
+        """
+        try:
+            yield
+        except (Interrupted, RecordsError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            self._end(*_status(error))
+
+    def finish(self, metrics: dict[str, float]) -> None:
+        """Keeps the pictures of the selected model and of the probes, and leaves the result of a finished trial."""
+        training = self.training
+        assert training is not None
+        with observe(training.state.model):
+            pictures = training.workload.pictures(training.state.model)
+        for probe in training.probes.values():
+            pictures |= probe.pictures()
+        for name, picture in pictures.items():
+            self.attempt.keep(f"pictures/{name}", picture.encode())
+        self._end(Status.FINISHED, metrics=metrics)
+
+    def _end(self, status: Status, reason: str = "", error: str = "", metrics: dict[str, float] | None = None) -> None:
+        training, attempt, spec = self.training, self.attempt, self.spec
+        screened = status is Status.SCREENED
+        if screened:
+            metrics = {}
+            for record in attempt.trial.records():
+                metrics |= record.get("metrics", {})
+        result = Result(
             hash=spec.hash,
             status=status,
             code=attempt.code,
             metrics=metrics or {},
             weights=training.digest if training else "",
-            values=values or {},
+            values=self.values,
             steps=training.state.step if training else 0,
             attempt=attempt.state.attempt,
-            started=started,
+            started=attempt.state.started,
             ended=time.time(),
             reason=reason,
             error=error,
             environment=environment() | {"threads": spec.threads, "device": spec.device},
-            kept=[name for name in keep if attempt.trial.kept(name).exists()],
+            screening=self.screen.mark if screened and self.screen else "",
+            kept=[name for name in self.keep if attempt.trial.kept(name).exists()],
         )
-
-    training: Training | None = None
-    with settings(spec):
-        try:
-            training = set_up(spec.with_values(values or {}), registry, attempt, ranks)
-            training.keep, training.screen = keep, screen
-            federated = isinstance(training.workload, FederatedWorkload)
-            advance = federation.advance if federated else loop.advance
-            metrics = loop.train(training, advance, commit_every=commit_every, halt=halt)
-            _draw(training)
-            ended = result(Status.FINISHED, metrics)
-        except Diverged as error:
-            ended = result(Status.DIVERGED, reason=str(error))
-        except Screened as error:
-            seen: dict[str, float] = {}
-            for record in attempt.trial.records():
-                seen |= record.get("metrics", {})
-            mark = screen.mark if screen else ""
-            ended = dataclasses.replace(result(Status.SCREENED, seen, reason=str(error)), screening=mark)
-        except (Interrupted, RecordsError, KeyboardInterrupt):
-            raise
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            ended = result(Status.OUT_OF_MEMORY, reason=_line(error))
-        except Exception as error:
-            ended = result(Status.FAILED, reason=_line(error), error=traceback.format_exc())
-    attempt.finish(ended, keep_checkpoints=ended.status is Status.SCREENED)
-    return ended
+        attempt.finish(result, keep_checkpoints=screened)
+        self.result = result
 
 
-def _draw(training: Training) -> None:
-    """Keeps the pictures of the selected model, and those of the probes."""
-    model = training.state.model
-    with observe(model):
-        pictures = training.workload.pictures(model)
-    for probe in training.probes.values():
-        pictures |= probe.pictures()
-    for name, picture in pictures.items():
-        training.attempt.keep(f"pictures/{name}", picture.encode())
-
-
-def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".split("\n")[0]
+def _status(error: Exception) -> tuple[Status, str, str]:
+    """What an exception makes of a trial: its status, the reason in one line, and the traceback if it is the author's."""
+    if isinstance(error, Diverged):
+        return Status.DIVERGED, str(error), ""
+    if isinstance(error, Screened):
+        return Status.SCREENED, str(error), ""
+    line = f"{type(error).__name__}: {error}".split("\n")[0]
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return Status.OUT_OF_MEMORY, line, ""
+    return Status.FAILED, line, "".join(traceback.format_exception(error))
 
 
 def set_up(spec: TrialSpec, registry: Registry, attempt: Attempt, ranks: Ranks | None = None) -> Training:

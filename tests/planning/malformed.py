@@ -80,7 +80,7 @@ MALFORMED = [
     Malformed("screening misspelt", GOOD + "screening: {rule: ouy}\n", "screening.rule", ("ouy", "did you mean 'oui'")),
     Malformed("screening thresholds", GOOD + "screening: {rule: oui}\n", "screening.thresholds", ("found none",)),
     Malformed("start", GOOD + "start: {from: adamw}\n", "start", ("at: SHARE", "of: TASK")),
-    Malformed("stacked", GOOD + "stacked: true\n", "stacked", ("not yet",)),
+    Malformed("stacked", GOOD + "stacked: 8\n", "stacked", ("8", "true or false")),
     Malformed("ranks", GOOD + "ranks: 2\n", "ranks", ("not yet",)),
     # Names.
     Malformed("unknown task", grid(tasks="[digits/mpl]"), "tasks[0]", ("digits/cnn", "did you mean 'digits/mlp'?")),

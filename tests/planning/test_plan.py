@@ -49,6 +49,53 @@ def test_a_grid_does_without_cells_and_says_why(planned: Planner) -> None:
     assert plan.left_out == [LeftOut("digits/mlp(activation=relu)", "sgd", "too easy")]
 
 
+def test_seeds_run_stacked_where_they_can_and_the_plan_says_where_they_cannot(planned: Planner) -> None:
+    text = grid(tasks="[digits/mlp, digits/cnn]", methods="[adamw, oui_decay]")
+    plain, plan = planned(text), planned(text + "stacked: true\n")
+    assert plain.notes == []
+    assert {(t.spec.task, t.spec.method) for t in plan.trials if t.spec.stacked} == {("digits/mlp", "adamw")}
+    assert plan.notes == [
+        "digits/mlp · oui_decay is not stacked: oui_decay cannot run stacked",
+        *(
+            f"digits/cnn · {method} is not stacked: the task does not say that its seeds can be trained together"
+            for method in ("adamw", "oui_decay")
+        ),
+    ]
+    hashes = {trial.hash for trial in plain.trials}
+    assert all((trial.hash in hashes) is not trial.spec.stacked for trial in plan.trials), "part of the identity"
+    (stacked,) = [value for value in explain(plan, plan.trials[0].hash) if value.field == "stacked"]
+    assert (stacked.value, stacked.origin) == (True, "stacked")
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ("resources: {cpus: 2}", "it asks for 2 CPUs, and a stack computes on one"),
+        ("recipes: [{set: {steps: 30, phases: [method 20, lbfgs 10]}}]", "L-BFGS searches along a line"),
+        ("tasks: [cartpole/ppo]\nrecipes: [{set: {normalize_observations: true}}]", "normalize_observations keeps"),
+        ("tasks: [poisson/pinn: {normalisation: batch}]", "normalisation: batch is not known to keep a seed's bits"),
+        (
+            "methods: [adamw, balanced_adam: {horizon: {from: adamw, metric: steps_to_best}}]",
+            "method.balanced_adam.horizon is taken from another trial, for each seed another value",
+        ),
+    ],
+)
+def test_why_seeds_cannot_run_stacked(planned: Planner, more: str, reason: str) -> None:
+    given = {line.split(":")[0] for line in more.split("\n")}
+    kept = [line for line in GOOD.split("\n") if line.split(":")[0] not in given]
+    plan = planned("\n".join([*kept, more, "stacked: true\n"]))
+    assert len(plan.notes) == 1
+    assert reason in plan.notes[0]
+    assert not any(t.spec.stacked for t in plan.trials if f"{t.cell} is not stacked" in plan.notes[0])
+
+
+def test_a_point_of_tuning_with_one_seed_runs_plainly(planned: Planner) -> None:
+    plan = planned(GOOD + "stacked: true\ntuning: {trials: 2, over: {lr: {loguniform: [1e-3, 1e-2]}}}\n")
+    assert {trial.spec.stacked for trial in plan.trials if trial.tuning is not None} == {False}
+    assert {trial.spec.stacked for trial in plan.reported} == {True}
+    assert plan.notes == []
+
+
 def test_a_probe_that_a_task_cannot_carry_is_left_out_there_alone(tmp_path: Path, planned: Planner) -> None:
     file = plugin(
         tmp_path,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support import TROUBLE, plugin, run
+from support import TROUBLE, plugin, run, seeded, together, told
 
 from harness.conformance import short_spec
 from harness.identity import Part, TrialSpec, code_digest
@@ -16,7 +16,7 @@ from harness.recording.records import Result, TrialRecords
 from harness.registry import Registry
 from harness.resources import Resources
 from harness.running.children import WarmDied, WarmHandle, child_environment
-from harness.running.units import UnitTrial
+from harness.running.units import Unit, UnitTrial
 
 pytestmark = pytest.mark.chaos
 
@@ -54,7 +54,7 @@ def wait_for(warm: WarmHandle, kind: str, seconds: float = 60.0) -> dict[str, ob
 
 
 def finish(warm: WarmHandle, registry: Registry, spec: TrialSpec, place: Path) -> Result | None:
-    warm.start(unit_trial(registry, spec))
+    warm.start([unit_trial(registry, spec)])
     wait_for(warm, "ended")
     return TrialRecords(place / "results", spec.hash).result()
 
@@ -110,7 +110,7 @@ def child_of(warm: WarmHandle) -> psutil.Process:
 
 def test_killed_from_outside_is_lost(warm: WarmHandle, plugins: Registry, place: Path) -> None:
     spec = short_spec(plugins, "digits/mlp", [Part("slow")])
-    warm.start(unit_trial(plugins, spec))
+    warm.start([unit_trial(plugins, spec)])
     child_of(warm).kill()
     assert wait_for(warm, "ended")["status"] == "lost"
 
@@ -127,7 +127,7 @@ def test_a_stop_commits_and_the_trial_goes_on(plugins: Registry, tmp_path: Path)
     expected = run(plugins, spec, tmp_path / "undisturbed")
     results = tmp_path / "results"
     warm = WarmHandle(results, plugins.plugins, LIMITS, commit_every=100.0)
-    warm.start(unit_trial(plugins, spec))
+    warm.start([unit_trial(plugins, spec)])
     while int(str(wait_for(warm, "progress")["step"])) < 3:
         pass
     warm.stop()
@@ -137,7 +137,7 @@ def test_a_stop_commits_and_the_trial_goes_on(plugins: Registry, tmp_path: Path)
     assert commit is not None
     assert 3 <= commit.step < 40
     again = WarmHandle(results, plugins.plugins, LIMITS, commit_every=100.0)
-    again.start(unit_trial(plugins, spec))
+    again.start([unit_trial(plugins, spec)])
     wait_for(again, "ended")
     again.stop()
     ended = records.result()
@@ -147,12 +147,117 @@ def test_a_stop_commits_and_the_trial_goes_on(plugins: Registry, tmp_path: Path)
     assert steps == sorted(set(steps))
 
 
+SOME = """
+import os, signal
+
+@register_method("some")
+class Some(Method):
+    stackable = True
+    crash: bool = False
+
+    def after_step(self, state):
+        seed = state.streams._seeds["init"]
+        if seed == 1 and state.step == 6:
+            if self.crash:
+                os.kill(os.getpid(), signal.SIGSEGV)
+            raise KeyError("mistake")
+"""
+"""A method that raises under one seed, or takes the whole process with it."""
+
+
+def ends(warm: WarmHandle, count: int) -> dict[str, object]:
+    """The statuses that are told, by hash."""
+    told: dict[str, object] = {}
+    deadline = time.monotonic() + 120
+    while len(told) < count and time.monotonic() < deadline:
+        told |= {event["hash"]: event["status"] for event in warm.events(0.5) if event["event"] == "ended"}
+    return told
+
+
+@pytest.mark.parametrize(("crash", "others", "culprit"), [(False, "finished", "failed"), (True, "apart", "apart")])
+def test_a_stack_runs_in_one_child(tmp_path: Path, crash: bool, others: str, culprit: str) -> None:
+    registry = Registry([plugin(tmp_path, SOME)])
+    spec = short_spec(registry, "digits/mlp", [Part("adamw"), Part("some", {"crash": crash})])
+    specs = [seeded(spec, seed) for seed in range(3)]
+    warm = WarmHandle(tmp_path / "results", registry.plugins, LIMITS, commit_every=0.0)
+    warm.start([unit_trial(registry, one) for one in specs])
+    assert ends(warm, 3) == {one.hash: culprit if seed == 1 else others for seed, one in enumerate(specs)}
+    if crash:  # whose fault it was is unknown: each goes on by itself, from its last commit
+        assert TrialRecords(tmp_path / "results", specs[0].hash).result() is None
+        for seed, one in enumerate(specs):
+            warm.start([unit_trial(registry, one)])
+            assert ends(warm, 1) == {one.hash: "failed" if seed == 1 else "finished"}
+    warm.stop()
+    (expected,) = together(registry, tmp_path / "alone", spec, [2])
+    result = TrialRecords(tmp_path / "results", specs[2].hash).result()
+    assert result is not None
+    assert expected is not None
+    assert (result.weights, timeless(result)) == (expected.weights, timeless(expected))
+
+
+def test_a_worker_takes_a_stack_apart_that_crashes(tmp_path: Path) -> None:
+    from harness.running.worker import Worker
+
+    registry = Registry([plugin(tmp_path, SOME)])
+    spec = short_spec(registry, "digits/mlp", [Part("adamw"), Part("some", {"crash": True})])
+    specs = [seeded(spec, seed) for seed in range(3)]
+    unit = Unit([unit_trial(registry, one) for one in specs], LIMITS, "cell", stacked=True)
+    settings = {"results": str(tmp_path / "results"), "plugins": registry.plugins, "commit_every": 0.0}
+    worker = Worker.__new__(Worker)
+    worker.setup({"units": [unit.name]}, {unit.name: unit.to_json()}, settings | {"report_every": 1.0, "since": 0.0})
+    begun = worker.step()["running"]
+    deadline = time.monotonic() + 200
+    while not (report := worker.step())["done"]:
+        assert time.monotonic() < deadline
+    worker.cleanup()
+    assert begun == [one.hash for one in specs]
+    assert {hash: status for hash, (status, _) in report["ended"].items()} == {
+        one.hash: "failed" if seed == 1 else "finished" for seed, one in enumerate(specs)
+    }
+
+
+def test_a_stack_stops_and_goes_on(plugins: Registry, tmp_path: Path) -> None:
+    registry = Registry([plugin(tmp_path, SLOW)])
+    spec = short_spec(registry, "digits/mlp", [Part("adamw"), Part("slower")], steps=40)
+    specs = [seeded(spec, seed) for seed in range(2)]
+    results = tmp_path / "results"
+    warm = WarmHandle(results, registry.plugins, LIMITS, commit_every=100.0)
+    warm.start([unit_trial(registry, one) for one in specs])
+    while int(str(wait_for(warm, "progress")["step"])) < 3:
+        pass
+    warm.stop()
+    assert [TrialRecords(results, one.hash).result() for one in specs] == [None, None]
+    steps = {commit.step for one in specs if (commit := TrialRecords(results, one.hash).commit())}
+    assert len(steps) == 1
+    assert 3 <= steps.pop() < 40
+    again = WarmHandle(results, registry.plugins, LIMITS, commit_every=100.0)
+    again.start([unit_trial(registry, one) for one in specs])
+    assert set(ends(again, 2).values()) == {"finished"}
+    again.stop()
+    for seed, expected in enumerate(together(registry, tmp_path / "undisturbed", spec, [0, 1])):
+        assert told(results, TrialRecords(results, specs[seed].hash).result()) == told(
+            tmp_path / "undisturbed", expected
+        )
+
+
+SLOW = """
+import time
+
+@register_method("slower")
+class Slower(Method):
+    stackable = True
+
+    def after_step(self, state):
+        time.sleep(0.05)
+"""
+
+
 def test_nothing_outlives_the_worker(plugins: Registry, tmp_path: Path) -> None:
     """The worker dies: the warm process and the trial go with it."""
     pid = os.fork()
     if pid == 0:
         warm = WarmHandle(tmp_path / "results", plugins.plugins, LIMITS)
-        warm.start(unit_trial(plugins, short_spec(plugins, "digits/mlp", [Part("slow")], steps=1000)))
+        warm.start([unit_trial(plugins, short_spec(plugins, "digits/mlp", [Part("slow")], steps=1000))])
         wait_for(warm, "progress")
         child = child_of(warm)
         (tmp_path / "pids").write_text(f"{warm.pid} {child.pid}")

@@ -44,7 +44,7 @@ class Tuner:
 def ended(outcomes: dict[str, str], crashed: bool = False) -> Callable[[list[str], Watch], bool]:
     def play(names: list[str], watch: Watch) -> bool:
         told = {name: (outcome, 0.1) for name, outcome in outcomes.items()}
-        watch.report({"ended": told, "running": "", "at": 0})
+        watch.report({"ended": told, "running": [], "at": 0})
         return crashed
 
     return play
@@ -100,5 +100,7 @@ def test_a_unit_that_is_tried_again_keeps_what_it_has_finished(tmp_path: Path) -
     )
     worker._begin(["a", "b", "c"])
     worker._pass_over_done()
-    assert [trial.hash for trial in worker._waiting] == ["b", "c"], "lost ones and those of other code are run"
+    assert [trial.hash for trials in worker._waiting for trial in trials] == ["b", "c"], (
+        "lost ones and those of other code are run"
+    )
     assert worker._ended == {"a": ("finished", 2.0)}

@@ -24,6 +24,16 @@ probes: [oui]
 """
 
 
+STACKED = """
+name: stacked
+tasks: [digits/mlp]
+methods: [adamw, sgd]
+seeds: 3
+recipes: [{set: {steps: 40, record_every: 5}}]
+stacked: true
+"""
+
+
 def planned(grid: Path, *plugins: Path) -> Plan:
     registry = Registry(plugins)
     return build_plan(load_grid(grid, [], registry), registry)
@@ -315,3 +325,18 @@ def test_the_foreground_gives_the_same_numbers(finished: tuple[Path, Path], tmp_
     ]
     assert numbers[0] == numbers[1]
     assert f"test/accuracy {alone.result().metrics['test/accuracy']:.10g}" in shown  # type: ignore[union-attr]
+
+
+def test_a_stacked_grid_gives_what_each_seed_gives_alone(tmp_path: Path) -> None:
+    grid, results = write_grid(tmp_path, STACKED), tmp_path / "results"
+    harness("run", grid, "--results", results, "--cpus", 1)
+    ended = found(grid, results)
+    assert {name: result.status.value for name, result in ended.items()} == dict.fromkeys(ended, "finished")
+    assert len(ended) == 6
+    told = harness("trial", "digits/mlp", "sgd", "--seed", 2, "--set", "recipe.steps=40", "--set", "recipe.record_every=5",
+                   "--set", "stacked=true", "--results", tmp_path / "alone")  # fmt: skip
+    alone = dict(line.split(" ") for line in told.splitlines() if line.startswith(("val/", "test/", "train/")))
+    assert alone.keys() == {name for name in ended["sgd 2"].metrics if name.startswith(("val/", "test/", "train/"))}
+    assert all(f"{ended['sgd 2'].metrics[name]:.10g}" == value for name, value in alone.items())
+    log = results / "trials" / ended["sgd 1"].hash / "1" / "log.txt"
+    assert "ran in a stack" in log.read_text()

@@ -253,7 +253,7 @@ def test_neighbours_by_hand_and_after_a_restart(
     assert memory.trial(trials[2].hash).verdict(screening.mark, "other code") == ""
     for index, score in ((0, 8.0), (1, 7.0)):
         evaluated(memory, trials[index], (64, score))
-        neighbours.on_trial_result(None, None, {"running": trials[index].hash})  # type: ignore[arg-type]
+        neighbours.on_trial_result(None, None, {"running": [trials[index].hash]})  # type: ignore[arg-type]
     expected = sorted(
         [2, *(index - 1 for index in later)]
     )  # at 64, ASHA compares 7 with 8; the median wants two others

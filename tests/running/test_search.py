@@ -1,12 +1,13 @@
 """Units are handed out in order, short ones together, and the book of what became of them is right."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from harness.resources import Resources
 from harness.running.scheduling import Infeasible, Outcome, Watch, check_feasible, queue
-from harness.running.units import Unit, UnitTrial
+from harness.running.units import Unit, UnitTrial, stack
 
 
 class Deaf:
@@ -46,7 +47,27 @@ def handed_out(listed: Sequence[Unit], watch: Watch, slots: int = 2) -> list[lis
 
 
 def told(watch: Watch, hash: str, outcome: str = "finished", seconds: float = 0.5, running: str = "") -> None:
-    watch.report({"ended": {hash: (outcome, seconds)}, "running": running, "at": 0, "done": not running})
+    at_work = [running] if running else []
+    watch.report({"ended": {hash: (outcome, seconds)}, "running": at_work, "at": 0, "done": not running})
+
+
+def test_seeds_that_run_stacked_share_units_and_keep_every_slot_busy() -> None:
+    seeds = [replace(unit, stacked=True) for unit in units(23, "a") + units(4, "b")]
+    plain = units(3, "c")
+    wide = stack([*plain, *seeds], slots=2)
+    assert wide[:3] == plain
+    assert [(unit.cell, len(unit.trials), unit.stacked) for unit in wide[3:]] == [
+        ("a", 8, True),
+        ("a", 8, True),
+        ("a", 7, True),
+        ("b", 4, True),
+    ]
+    assert sorted(trial.hash for unit in wide for trial in unit.trials) == sorted(u.name for u in [*plain, *seeds])
+    assert [len(unit.trials) for unit in stack(seeds, slots=27)] == [1] * 27
+    assert {len(unit.trials) for unit in stack(seeds, slots=10)} == {2, 3}
+    assert all(Unit.from_json(unit.to_json()) == unit for unit in wide)
+    assert [len(process) for process in wide[3].processes] == [8]
+    assert [len(process) for process in replace(wide[3], stacked=False).processes] == [1] * 8
 
 
 def test_unknown_cells_go_one_by_one() -> None:

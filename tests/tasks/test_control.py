@@ -19,8 +19,9 @@ from harness.streams import Streams
 from harness.training.loop import Interrupted
 from harness.training.state import unpack
 from harness.training.trial import build_recipe, run_trial
-from tasks.control import PPO, Acrobot, CartPole, ControlTask
+from tasks.control import Acrobot, CartPole, ControlTask
 from tasks.ppo import ActorCritic, PPORecipe, Trajectory, generalized_advantages, ppo_objective, rollout_batch
+from tasks.ppo_workload import PPO
 
 SMALL = {"env_steps": 512, "envs": 2, "rollout": 64, "batch": 32, "evaluate_every": 1000}  # 16 steps per update
 CPU = torch.device("cpu")

@@ -19,8 +19,9 @@ from harness.streams import Streams
 from harness.training.loop import Interrupted
 from harness.training.state import unpack
 from harness.training.trial import build_recipe, run_trial
-from tasks.control import PPO, CartPole
+from tasks.control import CartPole
 from tasks.normalisation import ObservationNorm, RewardScale, merge
+from tasks.ppo_workload import PPO
 from tasks.signals import PatternSignals, Returns
 
 CPU = torch.device("cpu")

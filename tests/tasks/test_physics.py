@@ -8,19 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support import run
+from support import run, together, told
 from torch import Tensor
 
-from harness.composition import Composition
 from harness.conformance import run_short, short_spec
 from harness.identity import Part, TrialSpec
-from harness.method import State
 from harness.recording.records import Status
 from harness.registry import Registry
 from harness.streams import Streams
-from harness.training import stepping
 from harness.training.ranks import DistributedRanks
-from harness.training.stacking import Stack
 from harness.training.trial import build_recipe, settings
 from tasks.collocation import Collocation
 from tasks.equations import Burgers, KdV, Poisson
@@ -185,29 +181,12 @@ def test_probing_leaves_the_trajectory_alone(registry: Registry) -> None:
     assert {"probe/oui/act1", "probe/oui/act2", "probe/oui/act3", "probe/oui/mean"} <= measured.keys()
 
 
-def test_stacked_seeds_follow_the_plain_path(registry: Registry) -> None:
+def test_stacked_seeds_follow_the_plain_path(registry: Registry, tmp_path: Path) -> None:
     spec = short_spec(registry, "poisson/pinn", [Part("adamw")], precision="float64")
-    task = registry.build_task(spec.task, {})
-
-    def build(seed: int) -> tuple[State, Composition]:
-        recipe, streams = build_recipe(task, spec.recipe), Streams(seed)
-        built = task.workload(recipe, streams, CPU)
-        return State(built.model, built, recipe, streams, recipe.length), Composition(
-            [registry.build_method("adamw", {})]
-        )
-
-    with settings(spec):
-        pairs = [build(seed) for seed in (0, 1)]
-        stack = Stack([state for state, _ in pairs], [method for _, method in pairs])
-        for _ in range(10):
-            stack.take_step()
-        for seed in (0, 1):
-            state, method = build(seed)
-            state.optimizer = stepping.build_optimizer(method, state)
-            for _ in range(10):
-                stepping.take_step(state, method)
-            for name, expected in state.model.state_dict().items():
-                torch.testing.assert_close(pairs[seed][0].model.state_dict()[name], expected, rtol=1e-8, atol=1e-10)
+    for seed, result in enumerate(together(registry, tmp_path, spec, [0, 1])):
+        _, metrics, _ = told(tmp_path, result)
+        plain = run(registry, replace(spec, seed={"init": seed}), tmp_path)
+        assert metrics == pytest.approx(told(tmp_path, plain)[1], rel=1e-8)
 
 
 @pytest.mark.parametrize("name", EQUATIONS)
