@@ -263,7 +263,7 @@ def test_the_examples_of_the_pages_code_hold(papers: ModuleType, name: str) -> N
 
 EXAMPLES = [
     ".".join(file.relative_to(ROOT).with_suffix("").parts)
-    for package in ("harness", "tasks")
+    for package in ("harness", "methods", "tasks")
     for file in sorted((ROOT / package).rglob("*.py"))
     if ">>>" in file.read_text()
 ]

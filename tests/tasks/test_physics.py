@@ -11,11 +11,14 @@ import torch
 from support import run, together, told
 from torch import Tensor
 
+from harness.composition import Composition
 from harness.conformance import run_short, short_spec
 from harness.identity import Part, TrialSpec
+from harness.method import State
 from harness.recording.records import Status
 from harness.registry import Registry
 from harness.streams import Streams
+from harness.training import stepping
 from harness.training.ranks import DistributedRanks
 from harness.training.trial import build_recipe, settings
 from tasks.collocation import Collocation
