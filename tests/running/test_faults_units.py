@@ -32,7 +32,9 @@ class Tuner:
         self.parts = list(parts)
         self.given: list[list[str]] = []
 
-    def __call__(self, batch: Sequence[Unit], settings: dict[str, Any], watch: Watch, attempt: int) -> bool:
+    def __call__(
+        self, batch: Sequence[Unit], settings: dict[str, Any], watch: Watch, attempt: int, scheduler: object
+    ) -> bool:
         names = [unit.name for unit in batch]
         self.given.append(names)
         for name in names:
