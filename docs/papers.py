@@ -98,8 +98,7 @@ def page(name: str, findings: Findings, pictures: dict[str, Figure], reading: st
     lines += [*facts(about(findings)), f"- {answer(findings.verdicts)}", ""]
     if failed := [verdict.sentence for verdict in findings.verdicts if "FAILED" in kind(verdict)]:
         lines += [f"**A CONTROL FAILED: {escaped('; '.join(failed))}. No verdict of this page can be relied on.**", ""]
-    if reading:
-        lines += ["## Reading", "", reading.strip(), ""]
+    lines += [read_by_hand(reading), ""]
     if findings.verdicts:
         lines += ["## Verdicts", ""]
         lines += table(["", "", "statement", "verdict", "because"], verdict_rows(findings.verdicts))
@@ -155,6 +154,12 @@ def told(verdicts: Sequence[dict[str, Any]]) -> str:
     if waiting:
         return f"{text}; {waiting} of {len(controls)} controls not decided yet."
     return f"{text}; {len(controls)} controls as planted." if controls else f"{text}; no controls."
+
+
+def read_by_hand(reading: str) -> str:
+    """What a person thinks of a page, between marks, so that it can be taken over anew without the results."""
+    told = f"## Reading\n\n{reading.strip()}\n\n" if reading.strip() else ""
+    return f"<!-- reading -->\n\n{told}<!-- end of reading -->"
 
 
 def record(name: str, findings: Findings) -> dict[str, Any]:
@@ -246,12 +251,18 @@ def outcome(verdict: dict[str, Any]) -> str:
     return str(verdict["outcome"]) + (", exploratory" if verdict["exploratory"] else "")
 
 
+READING = re.compile("<!-- reading -->.*?<!-- end of reading -->", re.DOTALL)
 MARKED = re.compile(r"(<!-- result of (\w+) -->\n).*?(<!-- end of result -->)", re.DOTALL)
 
 
 def fill(docs: Path) -> None:
-    """Fills the results on the pages of the methods: what stands between `result of NAME` and `end of result`."""
+    """Takes over what was written by hand, and fills the results on the pages of the methods, each between its marks."""
     known = records(docs)
+    for note in sorted((docs / "papers" / "readings").glob("*.md")):
+        if (file := docs / "papers" / note.name).exists():
+            reading = read_by_hand(note.read_text(encoding="utf-8"))
+            text = READING.sub(lambda _, reading=reading: reading, file.read_text(encoding="utf-8"))  # type: ignore[misc]
+            file.write_text(text, encoding="utf-8")
     for file in sorted((docs / "methods").glob("*.md")):
         text = file.read_text(encoding="utf-8")
         filled = MARKED.sub(lambda match: f"{match[1]}{result_lines(match[2], known)}{match[3]}", text)

@@ -132,27 +132,28 @@ def balanced_adam(findings: Findings, memory: Results) -> Iterator[Figure]:
 
 
 def refresh(findings: Findings, memory: Results) -> Iterator[Figure]:
-    """How far each fixed beta, and the rule, lies from the best cell of its seed's task."""
-    evidence, metric = findings.evidence, "val/loss"
-    lines = []
-    places: list[Any] = []
-    for index, task in enumerate(evidence.tasks("*")):
-        read = final(evidence, metric)
-        points = over(evidence, task, evidence.cells(task, "balanced_adam(beta=*)"), "beta", read)
+    """How far each fixed beta, and the rule, lies above the best mean of a task."""
+    evidence, label = findings.evidence, "% above the best mean"
+    read = final(evidence, "val/loss")
+    found: dict[str, tuple[Points, list[float]]] = {}
+    for task in evidence.tasks("*"):
+        fixed = over(evidence, task, evidence.cells(task, "balanced_adam(beta=*)"), "beta", read)
         rule = over(evidence, task, evidence.cells(task, "balanced_adam(refr*)"), "refreshes", read)
-        points["rule"] = [value for values in rule.values() for value in values]
-        full = {place: values for place, values in points.items() if values}
-        if not full:
-            continue
-        best = min(sum(values) / len(values) for values in full.values())
-        places = [*sorted(place for place in full if place != "rule"), *(["rule"] if "rule" in full else [])]
-        shares = {place: [100 * (value / best - 1) for value in values] for place, values in full.items()}
-        lines.append(line(task, index, shares, places))
-    names = [f"{place:.4g}".lstrip("0") or "0" if place != "rule" else "rule" for place in places]
-    label = "% above the best mean"
-    yield from drawn(
-        "Validation loss above that of the best beta", [Panel(label, ("β", label), known(lines), names)], "r"
-    )
+        found[task] = fixed, [value for values_ in rule.values() for value in values_]
+    places: list[Any] = [*sorted({beta for fixed, _ in found.values() for beta in fixed}), "rule"]
+    lines = []
+    for index, (task, (fixed, ruled)) in enumerate(found.items()):
+        means = [sum(values_) / len(values_) for values_ in (*fixed.values(), ruled) if values_]
+        best = min(means, default=1.0)
+        shares = {
+            place: [100 * (v / best - 1) for v in values_] for place, values_ in (fixed | {"rule": ruled}).items()
+        }
+        at_rule = {"rule": shares.pop("rule")}
+        lines += [line(task, index, shares, places), line(f"{task}, rule", index + len(found), at_rule, places)]
+    names = [f"{place:.3g}".lstrip("0") or "0" for place in places[:-1]] + ["rule"]
+    shown = [name if (n % 2 == 0 and n < len(names) - 2) or name == "rule" else "" for n, name in enumerate(names)]
+    panel = Panel(label, ("β", label), known(lines), shown)
+    yield from drawn("Validation loss above that of the best beta", [panel], "r")
 
 
 def lambda_gelu(findings: Findings, memory: Results) -> Iterator[Figure]:
@@ -162,7 +163,8 @@ def lambda_gelu(findings: Findings, memory: Results) -> Iterator[Figure]:
     metric = "test/relu/loss_change"
     rows = [
         strip(
-            f"{arm}, {task}", [v for cell in evidence.cells(task, method) for v in values(evidence, task, cell, metric)]
+            f"{arm}, {task.partition('/')[2]}",
+            [v for cell in evidence.cells(task, method) for v in values(evidence, task, cell, metric)],
         )
         for task in evidence.tasks("*")
         for arm, method in arms.items()
@@ -195,6 +197,7 @@ def profile(evidence: Evidence, task: str, cell: str, prefix: str = "probe/gate_
 
 def oui_decay(findings: Findings, memory: Results) -> Iterator[Figure]:
     """How much lower the test loss of OUIDecay is than that of each arm that it is compared with, seed by seed."""
+    found: list[Figure] = []
     for index, table in enumerate(findings.tables):
         rows = [
             Strip(
@@ -208,9 +211,12 @@ def oui_decay(findings: Findings, memory: Results) -> Iterator[Figure]:
             for part in verdict.parts
             if part.label.startswith(table.task) and part.paired
         ]
-        yield from strips_figure(
-            f"Test loss of the other minus that of OUIDecay: {table.task}", rows, "test/loss", f"d{index}"
-        )
+        found += strips_figure(table.task, rows, f"test/loss, {table.task}", f"d{index}")
+    if found:
+        text = ". ".join(figure.text for figure in found)
+        svgs = [svg for figure in found for svg in figure.svgs]
+        data = [row for figure in found for row in figure.rows]
+        yield Figure("Test loss of the others minus that of OUIDecay", text, svgs, found[0].columns, data, [])
 
 
 def oui_screening(findings: Findings, memory: Results) -> Iterator[Figure]:
@@ -218,7 +224,7 @@ def oui_screening(findings: Findings, memory: Results) -> Iterator[Figure]:
     evidence = findings.evidence
     runs = runs_of_grid(memory, findings.plan.name, at=0.1)
     for index, task in enumerate(evidence.tasks("*")):
-        cells = evidence.cells(task, "*")
+        cells = evidence.cells(task, findings.plan.methods[0])  # the others are controls
         returns = line("return", 0, over(evidence, task, cells, "lr", final(evidence, "train/return_last_tenth")))
         signals = [
             line(name, place, over(evidence, task, cells, "lr", early(evidence, f"train/oui_{name}")))

@@ -98,8 +98,11 @@ def weights(oui: ArrayLike, sizes: ArrayLike, gamma: float = 1.0, rho: float = 1
         oui: (clients,) after local training.
         sizes: (clients,) numbers of training samples.
 
-    >>> weights([0.12, 0.25, 0.31, 0.32, 0.37], [210, 226, 66, 40, 17]).round(3)
-    array([0.041, 0.703, 0.155, 0.084, 0.017])
+    A released round:
+
+    >>> oui = [0.12646484375, 0.25732421875, 0.31005859375, 0.31787109375, 0.37158203125]
+    >>> weights(oui, [210, 226, 66, 40, 17]).round(4)
+    array([0.0538, 0.689 , 0.1534, 0.0854, 0.0184])
     """
     raw = np.asarray(sizes, dtype=np.float64) ** rho * factors(oui, gamma, pool)
     return raw / raw.sum()

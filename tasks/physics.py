@@ -125,7 +125,7 @@ class HelmholtzPINN(PhysicsTask):
 
 @register_task("burgers/pinn")
 class BurgersPINN(PhysicsTask):
-    """A physics-informed network for Burgers' equation; the small net and the points are those of DeepXDE's example."""
+    """A physics-informed network for Burgers' equation; the small net and as many points as in DeepXDE's example."""
 
     source = RAISSI
     width: int = 20

@@ -225,6 +225,10 @@ def test_the_summary_and_the_methods_are_filled_from_what_was_written(
     assert filled == page.read_text() and filled.startswith(
         "before\n<!-- result of tiny -->\n[tiny](../papers/tiny.md): 1 claim"
     )
+    (docs / "papers" / "readings" / "tiny.md").write_text("Thought over.\n")
+    papers.fill(docs)
+    read = (docs / "papers" / "tiny.md").read_text()
+    assert read.count("## Reading\n\nThought over.\n") == 1 and "What a person" not in read
     assert "old" not in filled and "refresh.yaml`: not run yet" in filled
 
 
@@ -259,7 +263,7 @@ def test_the_examples_of_the_pages_code_hold(papers: ModuleType, name: str) -> N
 
 EXAMPLES = [
     ".".join(file.relative_to(ROOT).with_suffix("").parts)
-    for package in ("harness", "tasks")
+    for package in ("harness", "methods", "tasks")
     for file in sorted((ROOT / package).rglob("*.py"))
     if ">>>" in file.read_text()
 ]

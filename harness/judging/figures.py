@@ -323,7 +323,7 @@ def strips(rows: Sequence[Strip], unit: str, title: str, text: str, key: str) ->
             axes.plot([low, high], [place, place], color=INK, linewidth=1.6)
             if row.mean is not None:
                 axes.plot([row.mean], [place], "|", color=INK, markersize=10)
-        axes.set_yticks(range(len(rows)), [plain(row.label, 24) for row in rows])
+        axes.set_yticks(range(len(rows)), [plain(row.label, 20) for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlabel(plain(unit, 44))
         axes.locator_params(axis="x", nbins=5)
@@ -342,7 +342,7 @@ def ranks(means: dict[str, float], groups: Sequence[Sequence[str]], title: str, 
             places = [names.index(name) for name in group]
             rank = max(means[name] for name in group)
             axes.plot([rank + 0.08] * 2, [min(places), max(places)], color=INK, linewidth=2.2, alpha=0.6)
-        axes.set_yticks(range(len(names)), [plain(name, 24) for name in names])
+        axes.set_yticks(range(len(names)), [plain(name, 20) for name in names])
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlim(0.8, len(names) + 0.3)
         axes.set_xlabel("mean rank over tasks (1 is the best)")

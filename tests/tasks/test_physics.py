@@ -1,5 +1,6 @@
 """The PINN workload: points, the objective, the reference, and trials of every equation."""
 
+import copy
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,14 @@ import torch
 from support import run, together, told
 from torch import Tensor
 
+from harness.composition import Composition
 from harness.conformance import run_short, short_spec
 from harness.identity import Part, TrialSpec
+from harness.method import State
 from harness.recording.records import Status
 from harness.registry import Registry
 from harness.streams import Streams
+from harness.training import stepping
 from harness.training.ranks import DistributedRanks
 from harness.training.trial import build_recipe, settings
 from tasks.collocation import Collocation
@@ -107,6 +111,47 @@ def test_the_default_trial_solves_the_equation(registry: Registry, results: Path
     result = run(registry, TrialSpec("poisson/pinn", {}, 2, [Part("adamw")], recipe, {"init": 0}), results)
     assert result.status == Status.FINISHED
     assert result.metrics["test/relative_l2"] <= 0.02
+
+
+def bare_burgers(model: torch.nn.Module, batch: dict[str, Tensor], steps: int) -> list[float]:
+    """Adam on Burgers as PINN codes write it: reverse mode, term by term. Returns the first step's terms."""
+    optimizer, terms = torch.optim.Adam(model.parameters(), lr=1e-3), []
+    for _ in range(steps):
+        inside = batch["interior"].clone().requires_grad_()
+        u = model(inside)
+        slope = torch.autograd.grad(u.sum(), inside, create_graph=True)[0]
+        bent = torch.autograd.grad(slope[:, 0].sum(), inside, create_graph=True)[0]
+        residual = slope[:, 1:] + u * slope[:, :1] - 0.01 / math.pi * bent[:, :1]
+        start = model(batch["initial"]) + torch.sin(math.pi * batch["initial"][:, :1])
+        losses = [residual.square().mean(), model(batch["boundary"]).square().mean(), start.square().mean()]
+        terms = terms or [float(loss.detach()) for loss in losses]
+        optimizer.zero_grad()
+        torch.stack(losses).sum().backward()
+        optimizer.step()
+    return terms
+
+
+def test_burgers_goes_the_way_of_a_bare_loop() -> None:
+    """From the same weights and points, with so many points that the backward pass by hand is taken."""
+    task, steps = BurgersPINN(), 30
+    recipe = build_recipe(task, {"steps": steps})
+    built = task.workload(recipe, Streams(0), CPU)
+    assert isinstance(built, PhysicsInformed)
+    batch = built.next_batch()
+    assert {name: len(points) for name, points in batch.items()} == {"interior": 2780, "boundary": 80, "initial": 160}
+    bare = copy.deepcopy(built.model)
+    expected = bare_burgers(bare, batch, steps)
+
+    state, method = State(built.model, built, recipe, Streams(0), steps), Composition([])
+    state.optimizer = stepping.build_optimizer(method, state)
+    stepping.take_step(state, method)
+    terms = state.objectives[0].metrics
+    assert terms is not None
+    assert [float(terms[name]) for name in ("residual", "boundary", "initial")] == pytest.approx(expected, rel=1e-5)
+    for _ in range(steps - 1):
+        stepping.take_step(state, method)
+    for ours, theirs in zip(built.model.parameters(), bare.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
 def test_float64_is_float64_throughout(registry: Registry) -> None:
