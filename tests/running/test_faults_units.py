@@ -33,7 +33,7 @@ class Tuner:
         self.given: list[list[str]] = []
 
     def __call__(
-        self, batch: Sequence[Unit], settings: dict[str, Any], watch: Watch, attempt: int, scheduler: object
+        self, batch: Sequence[Unit], settings: dict[str, Any], watch: Watch, attempt: int, scheduler: Any
     ) -> bool:
         names = [unit.name for unit in batch]
         self.given.append(names)
