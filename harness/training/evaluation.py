@@ -96,7 +96,8 @@ def times(training: Training) -> dict[str, float]:
         "time/train_seconds": seconds,
         "time/steps_per_second": training.state.step / seconds,
         "time/samples_per_second": training.samples / seconds,
-        "time/cpu_seconds": time.process_time() / training.width,  # of this attempt, evaluations and probes included
+        # Of this attempt, with setting up, evaluations and probes.
+        "time/cpu_seconds": (time.process_time() - training.cpu_since) / training.width,
         "system/peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     env_steps = training.workload.progress().get("env_steps")

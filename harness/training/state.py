@@ -65,6 +65,8 @@ class Training:
     method: Composition
     probes: dict[str, Probe]
     attempt: Attempt
+    cpu_since: float = 0.0
+    """The process's CPU time when this attempt began."""
     clock: Clock = field(default_factory=Clock)
     interval: Interval = field(default_factory=Interval)
     samples: int = 0

@@ -172,6 +172,7 @@ def _status(error: Exception) -> tuple[Status, str, str]:
 
 def set_up(spec: TrialSpec, registry: Registry, attempt: Attempt, ranks: Ranks | None = None) -> Training:
     """Builds everything of a trial and puts it where its last commit left it."""
+    began = time.process_time()
     task = registry.build_task(spec.task, spec.task_options)
     methods = _methods(spec, registry, attempt)
     if reason := objection(task, methods):
@@ -194,7 +195,7 @@ def set_up(spec: TrialSpec, registry: Registry, attempt: Attempt, ranks: Ranks |
     if not isinstance(workload, FederatedWorkload):
         state.optimizer = stepping.build_optimizer(method, state)
     probes = {part.name: registry.build_probe(part.name, part.options) for part in spec.probes}
-    training = Training(task, state, method, probes, attempt)
+    training = Training(task, state, method, probes, attempt, began)
     method.start(state)
     for probe in probes.values():
         probe.start(state)

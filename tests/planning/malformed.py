@@ -76,7 +76,7 @@ MALFORMED = [
     Malformed("two names in one entry", grid(tasks="[{digits/mlp: {}, digits/cnn: {}}]"), "tasks[0]", ("one entry",)),
     Malformed("entry of a wrong type", grid(tasks="[3]"), "tasks[0]", ("found 3", "a text, a mapping")),
     Malformed("tuning", GOOD + "tuning: {trials: 8}\n", "tuning.over", ("required",)),
-    Malformed("screening rule", GOOD + "screening: {rule: asha}\n", "screening.rule", ("not yet",)),
+    Malformed("screening joined", GOOD + "screening: {rule: asha + oui}\n", "screening.rule", ("asha", "alone")),
     Malformed("screening misspelt", GOOD + "screening: {rule: ouy}\n", "screening.rule", ("ouy", "did you mean 'oui'")),
     Malformed("screening thresholds", GOOD + "screening: {rule: oui}\n", "screening.thresholds", ("found none",)),
     Malformed("start", GOOD + "start: {from: adamw}\n", "start", ("at: SHARE", "of: TASK")),
