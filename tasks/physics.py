@@ -19,6 +19,7 @@ from tasks.equations import (
     Helmholtz,
     KdV,
     Kovasznay,
+    Periodic,
     Poisson,
     Schrodinger,
     TaylorGreen,
@@ -67,6 +68,8 @@ class PhysicsTask(Task):
     def unstackable(self, recipe: Recipe) -> str:
         if self.normalisation != "none":
             return f"normalisation: {self.normalisation} is not known to keep a seed's bits in a stack"
+        if isinstance(self.equation(), Periodic):
+            return "its initial profile is computed by NumPy, which cannot take several seeds at once"
         return "compiled derivatives are those of one seed" if self.compiled else ""
 
     def workload(self, recipe: Recipe, streams: Streams, device: torch.device) -> Workload:
