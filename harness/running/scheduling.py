@@ -304,7 +304,9 @@ def _fit(units: Sequence[Unit], settings: dict[str, Any], watch: Watch, attempt:
                 callbacks=[Hear(watch)],
             ),
         ).fit()
-    except (RuntimeError, TuneError):
+    except (RuntimeError, TuneError) as error:
+        first = str(error).strip().split("\n")[0]
+        logging.getLogger(__name__).warning("Ray Tune ended early, what was running is tried again: %s", first)
         return True
     finally:
         shutil.rmtree(storage, ignore_errors=True)
