@@ -168,7 +168,8 @@ def test_a_killed_driver_loses_nothing(tmp_path: Path) -> None:
     harness("run", grid, "--results", undisturbed, "--plugin", code)
 
     run = command("run", grid, "--results", results, "--plugin", code, "--commit-every", 1)
-    slowly = os.environ | {"SLOW_SECONDS": "0.2"}
+    # So slowly that no trial ends before its worker has noticed, however late MLflow shows the first commit.
+    slowly = os.environ | {"SLOW_SECONDS": "1"}
     process = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True, env=slowly)
     memory = Results(results)
 
