@@ -214,6 +214,12 @@ class Trajectory:
     """The last observation of each episode that was cut off, by the step and the environment of its end."""
 
 
+def advantages_of(trajectory: Trajectory, values: Array, next_values: Array, recipe: PPORecipe) -> Array:
+    """The generalized advantages of a rollout, (time, environments), under a recipe's discounts."""
+    ends = trajectory.terminated, trajectory.ended
+    return generalized_advantages(trajectory.rewards, values, next_values, *ends, recipe.gamma, recipe.gae_lambda)
+
+
 @torch.no_grad()
 def rollout_batch(model: nn.Module, trajectory: Trajectory, recipe: PPORecipe, device: torch.device) -> Batch:
     """A rollout as training samples: (time × environments, ...), with `log_probs` and `values` of the model that acted.
@@ -231,15 +237,7 @@ def rollout_batch(model: nn.Module, trajectory: Trajectory, recipe: PPORecipe, d
     next_values = values[1:].copy()
     for place, value in zip(trajectory.truncated, estimated[(steps + 1) * envs :], strict=True):
         next_values[place] = value
-    advantages = generalized_advantages(
-        trajectory.rewards,
-        values[:-1],
-        next_values,
-        trajectory.terminated,
-        trajectory.ended,
-        recipe.gamma,
-        recipe.gae_lambda,
-    )
+    advantages = advantages_of(trajectory, values[:-1], next_values, recipe)
     size = steps * envs
     actions = torch.as_tensor(trajectory.actions.reshape(-1), device=device)
     flat = torch.as_tensor(advantages.reshape(-1), dtype=inputs.dtype, device=device)

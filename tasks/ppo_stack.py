@@ -10,7 +10,7 @@ from torch import Tensor
 
 from harness import Batch, Objective, WorkloadStack
 from tasks.environments import Array
-from tasks.ppo import ActorCritic, Trajectory, clipped_objective, generalized_advantages, samples
+from tasks.ppo import ActorCritic, Trajectory, advantages_of, clipped_objective, samples
 from tasks.ppo_workload import PPO, play
 from tasks.stacked import Parameters, forward, is_plain
 
@@ -90,15 +90,7 @@ class PPOStack(WorkloadStack):
         for (step, env), observation in trajectory.truncated.items():
             seed = self._seeds[env // envs]
             next_values[step, env] = float(seed.model(seed.tensor(observation[np.newaxis]))[1])
-        advantages = generalized_advantages(
-            trajectory.rewards,
-            values[:-1],
-            next_values,
-            trajectory.terminated,
-            trajectory.ended,
-            recipe.gamma,
-            recipe.gae_lambda,
-        )
+        advantages = advantages_of(trajectory, values[:-1], next_values, recipe)
         size = steps * envs
         return samples(
             inputs[:, :size],
