@@ -25,6 +25,7 @@ class Placebo(Method):
     noise they would be equal to the bit, and the comparison empty. Other parameters start as they are.
     """
 
+    stackable = True
     disabled = ({"jitter": 0.0}, "handicap", {"rate": 1.0})
 
     jitter: float = 0.1
@@ -47,6 +48,7 @@ class Placebo(Method):
 class Handicap(Method):
     """The learning rate times `rate`: the positive control of a grid, m against `handicap + m`."""
 
+    stackable = True
     disabled = ({"rate": 1.0}, "placebo", {"jitter": 0.0})
 
     rate: float = 0.01
