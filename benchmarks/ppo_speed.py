@@ -4,8 +4,8 @@
 
 The same hyper-parameters (CleanRL's defaults, 4 environments), one thread, evaluations left out of all three. CleanRL's file is
 run as it is from a checkout of your own, with its logging to TensorBoard replaced by nothing. With `--stacked K`, K seeds of ours
-as one are measured too: environment steps of all of them per CPU second. Stable-Baselines3 is measured if
-it is installed. CPU seconds, so that what else the machine does hardly matters; each side has a process of its own.
+as one are measured too: environment steps of all of them per CPU second. Stable-Baselines3 is measured where --sb3-python names
+an interpreter that has it. CPU seconds, so that what else the machine does hardly matters; each side has a process of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import sys
 import tempfile
 import time
 import types
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +108,9 @@ def stable_baselines(environment: str, steps: int, seed: int) -> float:
 
 def one(side: str, arguments: argparse.Namespace, seed: int) -> float:
     """One side's environment steps per CPU second, in a process of its own."""
-    python = arguments.cleanrl_python if side == "cleanrl" and arguments.cleanrl_python else sys.executable
+    pythons = {"cleanrl": arguments.cleanrl_python, "sb3": arguments.sb3_python}
     command = [
-        python,
+        pythons.get(side) or sys.executable,
         __file__,
         "--side",
         side,
@@ -132,6 +131,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--cleanrl", help="CleanRL's ppo.py, of a checkout of your own")
     parser.add_argument("--cleanrl-python", help="the interpreter of an environment with CleanRL's own requirements")
+    parser.add_argument("--sb3-python", help="the interpreter of an environment with stable-baselines3")
     parser.add_argument("--stacked", type=int, default=0, metavar="K", help="also K seeds of ours as one")
     parser.add_argument("--environment", default="CartPole-v1", choices=sorted(TASKS))
     parser.add_argument("--steps", type=int, default=40_000)
@@ -157,7 +157,7 @@ def main() -> None:
             "harness",
             *(["stacked"] if arguments.stacked else []),
             *(["cleanrl"] if arguments.cleanrl else []),
-            *(["sb3"] if find_spec("stable_baselines3") else []),
+            *(["sb3"] if arguments.sb3_python else []),
         ]
         speeds: dict[str, list[float]] = {side: [] for side in sides}
         for seed in range(arguments.rounds):

@@ -1,4 +1,4 @@
-"""What a trial asks for."""
+"""What a trial asks for, and the places of its ranks."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ class Resources:
     """Bytes that the processes of a trial may take together."""
     time: float | None = None
     """Seconds that a trial may take."""
+    ranks: int = 1
+    """Processes that share each step of a trial, data-parallel. Each gets the CPUs, GPUs and memory above."""
 
     @property
     def threads(self) -> int:
@@ -25,3 +27,20 @@ class Resources:
     def device(self) -> str:
         """The kind of device that a trial computes on."""
         return "cuda" if self.gpus > 0 else "cpu"
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A rank's place in a trial.
+
+    Args:
+        index: of the rank; the first one, 0, writes the records.
+        world: the number of ranks.
+        address: where the first rank listens, as `host:port`.
+        device: `cpu`, whose ranks talk through gloo, or `cuda`, through NCCL.
+    """
+
+    index: int
+    world: int
+    address: str
+    device: str

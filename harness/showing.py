@@ -18,6 +18,7 @@ from harness.planning.survey import estimate, survey
 from harness.recording.garbage import Garbage
 from harness.recording.records import Results
 from harness.registry import Item
+from harness.resources import Resources
 from harness.seconds import duration
 
 
@@ -66,15 +67,17 @@ def _type(schema: Schema) -> str:
     return f"{text} or none" if schema.get("optional") else text
 
 
+def _asked(resources: Resources) -> str:
+    each = f"{resources.cpus:g} CPU" + (f", {resources.gpus:g} GPU" if resources.gpus else "")
+    return each if resources.ranks == 1 else f"{resources.ranks} ranks of {each}"
+
+
 def overview(plan: Plan, results: Results, slots: int) -> Iterator[RenderableType]:
     """A plan: its cells with their statuses, what is left out and why, and an estimate of the time."""
     state = survey(plan, results)
     cells: dict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
     for trial in plan.trials:
-        resources = f"{trial.resources.cpus:g} CPU" + (
-            f", {trial.resources.gpus:g} GPU" if trial.resources.gpus else ""
-        )
-        cells[trial.task_label, trial.method_label, resources][state.statuses[trial.hash]] += 1
+        cells[trial.task_label, trial.method_label, _asked(trial.resources)][state.statuses[trial.hash]] += 1
     table = Table(title=f"{plan.name}: {len(plan.trials)} trials", title_justify="left", box=None, pad_edge=False)
     for name in ("task", "method", "each", "trials"):
         table.add_column(name)

@@ -19,6 +19,7 @@ from harness.planning.grid import Grid
 from harness.planning.plan import TUNED, LeftOut, Plan, PlannedTrial
 from harness.planning.tuning import SEEDS_FROM
 from harness.registry import Registry
+from harness.resources import Resources
 
 if TYPE_CHECKING:
     from harness.method import Method
@@ -179,8 +180,10 @@ class Assembler:
     def _content(self, cell: Cell) -> TrialSpec:
         """What the trials of a cell share."""
         built = self.tasks[cell.task.label]
-        resources, _ = self.grid.resources(cell.task.name, cell.method.name)
+        resources, asked = self.grid.resources(cell.task.name, cell.method.name)
         recipe = self._recipe(cell, built)
+        if reason := _unshareable(recipe, resources.ranks):
+            raise Where(self.grid.file, asked["ranks"]).error(f"found {resources.ranks}, allowed: {reason}")
         return TrialSpec(
             task=cell.task.name,
             task_options=cell.task.options,
@@ -192,7 +195,7 @@ class Assembler:
             threads=resources.threads,
             device=resources.device,
             data=built.data,
-            stacked=self._stacked(cell, recipe, resources.threads),
+            stacked=self._stacked(cell, recipe, resources),
         )
 
     def _recipe(self, cell: Cell, built: BuiltTask) -> Recipe:
@@ -210,16 +213,16 @@ class Assembler:
             resolved = {name: check(getattr(recipe, name), schema, name) for name, schema in schemas.items()}
         return resolved | _blank({n: v for n, v in cell.recipe.values.items() if isinstance(v, Taken)})
 
-    def _stacked(self, cell: Cell, recipe: Recipe, threads: int) -> bool:
+    def _stacked(self, cell: Cell, recipe: Recipe, resources: Resources) -> bool:
         """Whether the seeds of a cell are trained together; a note says why not, where the grid asks for it."""
         if not self.grid.stacked or (cell.tuning is not None and len(self._tuning_seeds()) == 1):
             return False
-        reason = self._unstackable(cell, recipe, threads)
+        reason = self._unstackable(cell, recipe, resources)
         if reason:
             self.notes.append(f"{cell.label} is not stacked: {reason}")
         return not reason
 
-    def _unstackable(self, cell: Cell, recipe: Recipe, threads: int) -> str:
+    def _unstackable(self, cell: Cell, recipe: Recipe, resources: Resources) -> str:
         """Why the seeds of a cell cannot be trained together; empty if they can."""
         from harness.composition import unstackable
 
@@ -229,8 +232,8 @@ class Assembler:
             return reason
         if any(recipe.phase(step) == "lbfgs" for step in (0, *recipe.switches)):
             return "L-BFGS searches along a line for each seed by itself"
-        if threads > 1:
-            return f"it asks for {threads} CPUs, and a stack computes on one"
+        if resources.threads > 1 or resources.ranks > 1:
+            return f"it asks for {resources.threads * resources.ranks} CPUs, and a stack computes on one"
         if taken := [path for path in cell.takes if path != "start"]:
             return f"{shown(taken[0], cell.method.parts)} is taken from another trial, for each seed another value"
         return ""
@@ -275,6 +278,15 @@ def _make(choice: Choice, build: Callable[[str, dict[str, Any]], T]) -> list[T]:
         with _authors_code(places, choice.where):
             made.append(build(part.name, {n: v for n, v in part.options.items() if not isinstance(v, Taken)}))
     return made
+
+
+def _unshareable(recipe: Recipe, ranks: int) -> str:
+    """What is allowed instead, where so many ranks cannot share a step; empty if they can."""
+    if ranks > 1 and hasattr(recipe, "rounds"):
+        return "1 for a federated task, whose clients are visited by one process"
+    if recipe.batch % ranks:
+        return f"a number that divides the {recipe.batch} samples of a batch"
+    return ""
 
 
 def _blank(values: Mapping[str, Any]) -> dict[str, Any]:

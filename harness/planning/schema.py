@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
@@ -112,6 +112,7 @@ class ResourceRule(Model):
     gpus: Annotated[float, Field(ge=0, le=1024), AfterValidator(_whole_gpus)] | None = None
     memory: Annotated[int, Field(ge=2**20, lt=2**63), BeforeValidator(_bytes)] | None = None
     time: Annotated[float, Field(gt=0, le=10**9), BeforeValidator(_seconds)] | None = None
+    ranks: Annotated[int, Field(ge=1, le=4096)] | None = None
 
 
 ResourceRules = Annotated[
@@ -196,7 +197,6 @@ class GridFile(Model):
     probes: list[Entry] = []
     resources: ResourceRules = []
     stacked: bool = False
-    ranks: Literal[1] = 1
     tuning: TuningRule | None = None
     screening: ScreeningRule | None = None
     claims: list[dict[str, Any]] = []
@@ -204,11 +204,6 @@ class GridFile(Model):
     sequential: Sequential | None = None
     start: StartRules = []
 
-
-LATER = {
-    "ranks": "a trial on several ranks",
-}
-"""Fields of the schema that cannot be used yet, and what they are for."""
 
 _ALLOWED = {
     "int_type": "an integer",
@@ -246,8 +241,6 @@ def validate(draft: Draft) -> GridFile:
 def _translate(problem: ErrorDetails, draft: Draft) -> GridError:
     path, kind = [key for key in problem["loc"] if key not in _TAGS], problem["type"]
     where, context = draft.where(path), problem.get("ctx", {})
-    if path[0] in LATER and len(path) == 1:
-        return where.error(f"not yet: {LATER[str(path[0])]}")
     if kind == "extra_forbidden":
         fields = _fields(path)
         return where.error(f"found an unknown field, allowed: {listed(fields)}{nearest(path[-1], fields)}")

@@ -263,19 +263,22 @@ class Attempt:
     def __enter__(self) -> Attempt:
         folder = self.trial.folder
         self._lock = hold(folder, self._wait)
-        before = self.trial.commit()
         number = (self.trial.attempts() or [0])[-1] + 1
         holder = f"host {socket.gethostname()}, process {os.getpid()}, attempt {number}"
         write_atomically(folder / "holder", holder, durable=False)
         write_atomically(folder / "trial.json", self._spec_json, durable=False)
         (folder / "result.json").unlink(missing_ok=True)
-        if before and before.code == self.code and before.checkpoint:
-            self.state = Commit(**asdict(before) | {"attempt": number})
-        else:
-            self.state = Commit(number, self.code, started=time.time())
+        self.state = self._taken_up(number)
         self.folder = folder / str(number)
         self.folder.mkdir()
         return self
+
+    def _taken_up(self, number: int) -> Commit:
+        """Where this attempt begins."""
+        before = self.trial.commit()
+        if before and before.code == self.code and before.checkpoint:
+            return Commit(**asdict(before) | {"attempt": number})
+        return Commit(number, self.code, started=time.time())
 
     def __exit__(self, *exception: object) -> None:
         self._lock.release()

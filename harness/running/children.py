@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from harness.resources import Resources
+from harness.resources import Resources, Seat
 from harness.running.units import UnitTrial
 
 SECRETS = ("TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "API_KEY")
@@ -81,13 +81,19 @@ class WarmHandle:
         """The process id of the warm process."""
         return self._process.pid
 
-    def start(self, trials: Sequence[UnitTrial]) -> None:
-        """Hands over a trial, or the seeds of a stack: these have as much time as one after another."""
+    def start(self, trials: Sequence[UnitTrial], seat: Seat | None = None) -> None:
+        """Hands over a trial, or the seeds of a stack: these have as much time as one after another.
+
+        Args:
+            trials: what to run.
+            seat: the process's place among the ranks of a trial that has several.
+        """
         limits = {
             "memory": self.resources.memory or fair_memory(self.resources),
             "time": self.resources.time and self.resources.time * len(trials),
         }
-        self._send(op="run", orders=[asdict(trial) for trial in trials], limits=limits)
+        orders = [asdict(trial) for trial in trials]
+        self._send(op="run", orders=orders, limits=limits, seat=asdict(seat) if seat else None)
 
     def events(self, timeout: float) -> list[dict[str, Any]]:
         """What the warm process has said within `timeout` seconds: as soon as there is something, nothing if not.

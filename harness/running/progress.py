@@ -85,7 +85,7 @@ class Progress:
         return sum(sum(row.outcomes.values()) for row in self._rows.values())
 
     def eta(self) -> float | None:
-        """Seconds that remain: what is known of each cell, or of all cells, for what is not done, over the slots."""
+        """Seconds that remain: what is known of each cell, or of all cells, for what is not done, over what runs at a time."""
         known = [second for row in self._rows.values() for second in row.seconds]
         if not known:
             return None
@@ -96,7 +96,7 @@ class Progress:
             remaining += mean * (row.trials - sum(row.outcomes.values()))
         now = time.monotonic()
         remaining -= sum(min(now - begun, overall) for begun in self._begun.values())
-        return max(0.0, remaining) / self.slots
+        return max(0.0, remaining) / max(self.slots, len(self._begun))  # the seeds of a stack share a slot
 
     def line(self) -> str:
         """All of it in one line."""

@@ -153,6 +153,11 @@ def check_feasible(requests: Sequence[Resources], nodes: Sequence[dict[str, Any]
                 raise Infeasible(
                     f"resources.{label}: found {amount:g}, allowed: at most {largest:g}, the largest node's"
                 )
+        room = sum(min(node.get(name, 0) / amount for name, amount in needs.items() if amount) // 1 for node in held)
+        if resources.ranks > room:
+            raise Infeasible(
+                f"resources.ranks: found {resources.ranks}, allowed: at most {room:g} of this size on these nodes"
+            )
 
 
 def this_machine(cpus: int | None) -> dict[str, Any]:
@@ -161,9 +166,14 @@ def this_machine(cpus: int | None) -> dict[str, Any]:
     return {"Alive": True, "Resources": resources}
 
 
+def _size(unit: Unit) -> tuple[float, ...]:
+    asked = unit.resources
+    return tuple(asked.ranks * amount for amount in (asked.gpus, asked.cpus, asked.memory or 0))
+
+
 def queue(units: Sequence[Unit]) -> list[Unit]:
     """Units class by class, the largest requests first, so that workers are reused and large units do not starve."""
-    return sorted(units, key=lambda unit: (-unit.resources.gpus, -unit.resources.cpus, -(unit.resources.memory or 0)))
+    return sorted(units, key=_size, reverse=True)
 
 
 def run_units(units: Sequence[Unit], settings: dict[str, Any], listener: Listener, scheduler: Any = None) -> Outcome:

@@ -7,7 +7,6 @@ trial does can reach the next one, since each has a process of its own that ends
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import json
 import math
@@ -18,30 +17,26 @@ import signal
 import socket
 import sys
 import time
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from harness.recording.records import (
-    Attempt,
-    Locked,
     RecordsError,
     Result,
     Status,
     TrialRecords,
     end_without_result,
 )
+from harness.resources import Seat
+from harness.running.child import ENDINGS, Child
 from harness.running.units import APART, UnitTrial
 
 if TYPE_CHECKING:
-    from harness.training.trial import Course
-
-ENDINGS = ("", "interrupted", "locked", "unwritable")
-"""How a child may rightly end without a result. It says so in shared memory: an author's code may choose any exit code."""
+    pass
 
 OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
 """Signals that come from outside; others are the trial's own fault."""
@@ -84,7 +79,8 @@ class Warm:
         self.say(event="ready")
         while (message := self.hear()) is not None:
             if message["op"] == "run":
-                self.run([UnitTrial(**order) for order in message["orders"]], Limits(**message["limits"]))
+                orders = [UnitTrial(**order) for order in message["orders"]]
+                self.run(orders, Limits(**message["limits"]), message["seat"])
                 if self.stopping is not None:
                     return
 
@@ -105,28 +101,39 @@ class Warm:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.channel.sendall(json.dumps(message).encode() + b"\n")
 
-    def run(self, orders: Sequence[UnitTrial], limits: Limits) -> None:
-        """Forks a child for a trial, or for the seeds of a stack, watches it to its end, and tells how each trial ended."""
-        started = time.time()
+    def run(self, orders: Sequence[UnitTrial], limits: Limits, seat: dict[str, Any] | None) -> None:
+        """Forks a child for a trial, or for the seeds of a stack, watches it to its end, and tells how each trial ended.
+
+        Args:
+            orders: the trials.
+            limits: what the child may take.
+            seat: the child's place among the ranks of a trial that has several.
+        """
+        started, place = time.time(), Seat(**seat) if seat else None
         self.shared[:] = bytes(len(self.shared))
         pid = os.fork()
         if pid == 0:
-            self.child(orders)
+            self.channel.close()
+            Child(self.results, self.registry, self.commit_every, self.shared, place).live(orders)
         cause = self.watch(pid, orders[0], limits)
         _, waited = os.waitpid(pid, 0)
         for number, order in enumerate(orders):
             status, reason = _ending(waited, cause, ENDINGS[self.shared[8 + number]])
+            told: str | None = status
             if status in (Status.FAILED, Status.OUT_OF_MEMORY) and len(orders) > 1 and not self._ended(order, started):
-                self.say(event="ended", hash=order.hash, status=APART, reason=reason)
-                continue
-            if status is not None:
+                told = APART
+            elif status is not None and not (place and place.index):  # the first rank alone has records
                 result = Result(order.hash, status, order.code, started=started, ended=time.time(), reason=reason)
-                try:
-                    ended = end_without_result(self.results, result, order.spec_json)
-                    status, reason = ended.status, ended.reason
-                except RecordsError as error:
-                    status, reason = None, f"unwritable: {error}"
-            self.say(event="ended", hash=order.hash, status=status, reason=reason)
+                told, reason = self._leave(result, order)
+            self.say(event="ended", hash=order.hash, status=told, reason=reason)
+
+    def _leave(self, result: Result, order: UnitTrial) -> tuple[str | None, str]:
+        """Leaves a result if the child has left none; what is told of the trial."""
+        try:
+            ended = end_without_result(self.results, result, order.spec_json)
+        except RecordsError as error:
+            return None, f"unwritable: {error}"
+        return ended.status, ended.reason
 
     def _ended(self, order: UnitTrial, since: float) -> bool:
         """Whether the child has left the result of a trial."""
@@ -167,99 +174,6 @@ class Warm:
             return "time"
         return "memory" if used > memory else None
 
-    def child(self, orders: Sequence[UnitTrial]) -> NoReturn:
-        """The child: one trial, or one stack, in a process of its own."""
-        code = 70
-        try:
-            os.setsid()
-            _die_with_parent()
-            self.channel.close()
-            halted = _catch_stop()
-            code = self._trials(orders, halted)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-
-    def _trials(self, orders: Sequence[UnitTrial], halted: Callable[[], bool]) -> int:
-        from harness.training.loop import Interrupted
-
-        def halt(step: int) -> bool:
-            self.shared[:8] = step.to_bytes(8, "little")
-            return halted()
-
-        with contextlib.ExitStack() as held:
-            entered: list[tuple[UnitTrial, Attempt]] = []
-            for number, order in enumerate(orders):
-                try:
-                    attempt = Attempt(self.results, order.hash, order.spec_json, order.code)
-                    entered.append((order, held.enter_context(attempt)))
-                except RecordsError as error:
-                    self._trouble(number, error)
-            if not entered:
-                return 0
-            _log_to([attempt.folder / "log.txt" for _, attempt in entered])
-            try:
-                trouble = self._run(entered, halt)
-            except Interrupted:
-                for number in range(len(orders)):
-                    self.shared[8 + number] = self.shared[8 + number] or ENDINGS.index("interrupted")
-                return 0
-            for number, order in enumerate(orders):
-                if order.hash in trouble:
-                    self._trouble(number, trouble[order.hash])
-        return 0
-
-    def _run(
-        self, entered: Sequence[tuple[UnitTrial, Attempt]], halt: Callable[[int], bool]
-    ) -> Mapping[str, RecordsError]:
-        """Runs a trial, or a stack; returns those whose records could not be written."""
-        from harness.identity import TrialSpec
-        from harness.screening import Screen
-        from harness.training.together import run_stack
-        from harness.training.trial import Course, run_alone
-
-        courses = [
-            Course(
-                TrialSpec.from_json(order.spec_json),
-                attempt,
-                order.values,
-                order.keep,
-                Screen.from_json(order.screen) if order.screen else None,
-            )
-            for order, attempt in entered
-        ]
-        if courses[0].spec.stacked:  # a seed learns at its next evaluation that a rule stops it
-            return run_stack(courses, self.registry, commit_every=self.commit_every, halt=halt)
-        judged = _judged(courses[0])
-        try:
-            run_alone(
-                courses[0], self.registry, commit_every=self.commit_every, halt=lambda step: judged() or halt(step)
-            )
-        except RecordsError as error:
-            return {courses[0].spec.hash: error}
-        return {}
-
-    def _trouble(self, number: int, error: RecordsError) -> None:
-        print(error, file=sys.stderr)
-        self.shared[8 + number] = ENDINGS.index("locked" if isinstance(error, Locked) else "unwritable")
-
-
-def _judged(course: Course) -> Callable[[], bool]:
-    """Tells, looking twice a second, whether a rule that compares trials has stopped this one."""
-    screen, looked = course.screen, time.monotonic()
-
-    def judged() -> bool:
-        nonlocal looked
-        if screen is None or not screen.compares or time.monotonic() - looked < 0.5:
-            return False
-        looked = time.monotonic()
-        return bool(course.attempt.trial.verdict(screen.mark, course.attempt.code))
-
-    return judged
-
 
 def _warm_up(registry: Any) -> None:
     """Imports once what every trial needs. The first optimizer of a process imports much of torch."""
@@ -281,6 +195,8 @@ def _ending(waited: int, cause: str | None, ending: str) -> tuple[Status | None,
         return Status.TIMED_OUT, "ran past its time limit"
     if cause == "memory":
         return Status.OUT_OF_MEMORY, "took more than its memory limit"
+    if ending == "alone":
+        return Status.LOST, "another of its ranks was ended"
     if cause == "stopped" or ending:
         return None, ending or "interrupted"
     if os.WIFSIGNALED(waited):
@@ -314,36 +230,6 @@ def _memory(processes: list[psutil.Process]) -> int:
         with contextlib.suppress(psutil.NoSuchProcess):
             total += process.memory_info().rss
     return total
-
-
-def _die_with_parent() -> None:
-    """Asks the kernel to kill this process when the warm process dies."""
-    pr_set_pdeathsig = 1
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-
-
-def _catch_stop() -> Callable[[], bool]:
-    """SIGTERM asks for a stop at the next step; an interrupt at the driver's terminal is the driver's business."""
-    asked = False
-
-    def stop(number: int, frame: object) -> None:
-        nonlocal asked
-        asked = True
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return lambda: asked
-
-
-def _log_to(paths: Sequence[Path]) -> None:
-    """What the trials print goes to the folder of the first one's attempt; the others say so."""
-    descriptor = os.open(paths[0], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
-    for path in paths[1:]:
-        path.write_text(f"This seed ran in a stack, and what that printed is in {paths[0]}\n", encoding="utf-8")
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from ray import tune
 
 from harness.recording.records import Status, TrialRecords
 from harness.running.children import WarmHandle
+from harness.running.gang import Gang
 from harness.running.units import APART, Unit, UnitTrial
 
 OVER = (Status.FINISHED, Status.DIVERGED, Status.FAILED)
@@ -31,13 +33,13 @@ class Worker(tune.Trainable):
         self, config: dict[str, Any], table: dict[str, str], settings: dict[str, Any]
     ) -> None:
         self._table, self._settings = table, settings
-        self._warm: WarmHandle | None = None
+        self._gang: Gang | None = None
         self._begin(config["units"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         if self._running:  # a scheduler stopped the unit: its trial commits and ends with the process
             self.cleanup()
-            self._warm = None
+            self._gang = None
         self._begin(new_config["units"])
         return True
 
@@ -48,19 +50,17 @@ class Worker(tune.Trainable):
         self._running: list[UnitTrial] = []
         self._ended: dict[str, tuple[str, float]] = {}
 
-    def _handle(self) -> WarmHandle:
-        """The warm process, started anew where it is missing or was made for other resources."""
-        if self._warm is not None and self._warm.resources != self._resources:
-            self._warm.stop()
-            self._warm = None
-        if self._warm is None:
-            self._warm = WarmHandle(
-                Path(self._settings["results"]),
-                [Path(plugin) for plugin in self._settings["plugins"]],
-                self._resources,
-                self._settings["commit_every"],
-            )
-        return self._warm
+    def _processes(self) -> Gang:
+        """The warm processes, started anew where they are missing or were made for other resources."""
+        if self._gang is not None and self._gang.resources != self._resources:
+            self._gang.stop()
+            self._gang = None
+        if self._gang is None:
+            settings = self._settings
+            plugins = [Path(plugin) for plugin in settings["plugins"]]
+            make = partial(WarmHandle, Path(settings["results"]), plugins, self._resources, settings["commit_every"])
+            self._gang = Gang(make, self._resources)
+        return self._gang
 
     def step(self) -> dict[str, Any]:
         """Goes on with the unit until something is to be told.
@@ -68,18 +68,18 @@ class Worker(tune.Trainable):
         Raises:
             UnitLost: if a trial's process was ended from outside.
         """
-        warm = self._handle()
+        gang = self._processes()
         if not self._running:
             self._pass_over_done()
-            self._start_next(warm)
+            self._start_next(gang)
         step = 0
-        for event in warm.events(self._settings["report_every"]):
+        for event in gang.events(self._settings["report_every"]):
             if event["event"] == "progress":
                 step = event["step"]
             elif event["event"] == "ended":
                 self._end(event)
                 if not self._running:
-                    self._start_next(warm)
+                    self._start_next(gang)
         running = [trial.hash for trial in self._running]
         return {"done": not running, "running": running, "at": step, "ended": self._ended}
 
@@ -92,12 +92,12 @@ class Worker(tune.Trainable):
                     trials.remove(trial)
                     self._ended[trial.hash] = result.status.value, result.ended - result.started
 
-    def _start_next(self, warm: WarmHandle) -> None:
+    def _start_next(self, gang: Gang) -> None:
         self._waiting = [trials for trials in self._waiting if trials]
         if self._waiting:
             self._running = self._waiting.pop(0)
             self._since, self._width = time.monotonic(), len(self._running)
-            warm.start(self._running)
+            gang.start(self._running)
 
     def _end(self, event: dict[str, Any]) -> None:
         if event["status"] == "lost":
@@ -111,8 +111,8 @@ class Worker(tune.Trainable):
             self._ended[trial.hash] = event["status"] or event["reason"], seconds
 
     def cleanup(self) -> None:
-        if self._warm is not None:
-            self._warm.stop()
+        if self._gang is not None:
+            self._gang.stop()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: checkpoints are the harness's own."""

@@ -96,8 +96,8 @@ def times(training: Training) -> dict[str, float]:
         "time/train_seconds": seconds,
         "time/steps_per_second": training.state.step / seconds,
         "time/samples_per_second": training.samples / seconds,
-        # Of this attempt, with setting up, evaluations and probes.
-        "time/cpu_seconds": (time.process_time() - training.cpu_since) / training.width,
+        # Of this attempt, with setting up, evaluations and probes; every rank taken to be as busy as this one.
+        "time/cpu_seconds": (time.process_time() - training.cpu_since) * training.state.ranks.world / training.width,
         "system/peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     env_steps = training.workload.progress().get("env_steps")

@@ -148,7 +148,7 @@ def _visit(training: Training, server: Server, index: int, live: dict[str, Tenso
             training.samples += take_step(state, method)
         except Diverged as error:
             raise Diverged(f"{error} of client {index} in round {server.round}") from error
-        training.interval.add(state.objectives)
+        training.interval.add(state.objectives, state.ranks)
     payload = method.finish_client(client)
     # A client's steps are its own: in the trial's records an action has the round, and its name says whose and which step.
     state.actions[before:] = [

@@ -28,7 +28,7 @@ def advance(training: Training) -> None:
         state.optimizer = build_optimizer(training.method, state)
     set_rate(state, state.recipe.rate_factor(state.step))
     training.samples += take_step(state, training.method)
-    training.interval.add(state.objectives)
+    training.interval.add(state.objectives, state.ranks)
 
 
 def train(

@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
+import os
+from datetime import timedelta
+
 import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
 
 from harness.method import Ranks
+from harness.resources import Seat
 from harness.task import Batch
+
+PATIENCE = timedelta(minutes=10)
+"""How long a rank waits for the others: one may be writing a checkpoint, or evaluating on a busier machine."""
+
+
+class PeerLost(RuntimeError):
+    """Another rank is gone or does not answer. The trial goes on from its last commit another time."""
+
+
+def join(seat: Seat) -> DistributedRanks:
+    """Takes a seat, once all the others are taken.
+
+    Raises:
+        PeerLost: if they are not within `PATIENCE`.
+    """
+    backend = "nccl" if seat.device == "cuda" else "gloo"
+    if seat.address.startswith("127."):  # all on this machine: gloo would listen where its host name points
+        os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = "lo"
+    try:
+        distributed.init_process_group(
+            backend, f"tcp://{seat.address}", PATIENCE, world_size=seat.world, rank=seat.index
+        )
+    except (RuntimeError, ValueError) as error:  # a store that nobody joins, or a port that was taken meanwhile
+        raise PeerLost(f"rank {seat.index} of {seat.world} met nobody at {seat.address} ({error})") from error
+    return DistributedRanks()
 
 
 class DistributedRanks(Ranks):
@@ -19,8 +48,19 @@ class DistributedRanks(Ranks):
 
     def reduce(self, value: Tensor) -> Tensor:
         total = value.detach().clone()
-        distributed.all_reduce(total)
+        self._add_up(total)
         return total / self.world
+
+    def _add_up(self, values: Tensor) -> None:
+        """Puts the sum over the ranks in the place of `values`: the same bits on every rank.
+
+        Raises:
+            PeerLost: if a rank is gone.
+        """
+        try:
+            distributed.all_reduce(values)
+        except RuntimeError as error:
+            raise PeerLost(f"rank {self.index} has lost another rank ({error})") from error
 
     def shard(self, batch: Batch) -> Batch:
         """This rank's slice of every tensor.
@@ -38,7 +78,7 @@ class DistributedRanks(Ranks):
         if not gradients:
             return
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        distributed.all_reduce(flat)
+        self._add_up(flat)
         flat *= share
         offset = 0
         for gradient in gradients:

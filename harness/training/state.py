@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from harness.composition import Composition
-from harness.method import State
+from harness.method import Ranks, State
 from harness.probe import Probe
 from harness.recording.records import Attempt
 from harness.screening import Screen
@@ -43,10 +43,10 @@ class Interval:
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
     count: int = 0
 
-    def add(self, objectives: list[Objective]) -> None:
+    def add(self, objectives: list[Objective], ranks: Ranks) -> None:
         for objective in objectives:
             for name, value in {"loss": objective.value, **(objective.metrics or {})}.items():
-                value = value.detach()
+                value = ranks.reduce(value.detach())
                 self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.count += len(objectives)
 

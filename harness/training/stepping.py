@@ -46,7 +46,7 @@ def set_rate(state: State, factor: float) -> None:
 
 
 def take_step(state: State, method: Composition) -> int:
-    """One optimizer step, the same in every family. Returns the number of samples that this rank saw.
+    """One optimizer step, the same in every family. Returns the number of samples that all ranks saw.
 
     Raises:
         Diverged: if an objective is not finite.
@@ -61,7 +61,7 @@ def take_step(state: State, method: Composition) -> int:
     for batch in state.batches:
         objective = state.workload.objective(state.model, batch)
         state.objectives.append(objective)
-        value = float(objective.value.detach())
+        value = float(ranks.reduce(objective.value.detach()))
         if not math.isfinite(value):
             raise Diverged(f"the objective is {value} at step {state.step}")
         method.before_backward(state)
@@ -77,4 +77,4 @@ def take_step(state: State, method: Composition) -> int:
         state.optimizer.step()
     state.step += 1
     method.after_step(state)
-    return sum(objective.size for objective in state.objectives)
+    return ranks.world * sum(objective.size for objective in state.objectives)

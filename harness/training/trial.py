@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from harness.streams import Streams
 from harness.task import FederatedWorkload, Task
 from harness.training import federation, loop, stepping
 from harness.training.loop import Interrupted, Screened
+from harness.training.ranks import PeerLost
 from harness.training.starting import branch, load_weights, taken_start
 from harness.training.state import Training
 from harness.training.stepping import Diverged
@@ -60,28 +61,42 @@ def run_trial(
 
     Raises:
         Interrupted: if `halt` answered true.
+        PeerLost: if another of its ranks is gone.
         RecordsError: if the records cannot be written.
     """
-    course = Course(spec, attempt, values or {}, keep, screen)
-    return run_alone(course, registry, ranks, commit_every=commit_every, halt=halt)
+    course = Course(spec, attempt, values or {}, keep, screen, ranks or Ranks())
+    return run_alone(course, registry, commit_every=commit_every, halt=halt)
 
 
 def run_alone(
     course: Course,
     registry: Registry,
-    ranks: Ranks | None = None,
     *,
     commit_every: float,
     halt: Callable[[int], bool],
 ) -> Result:
     """Runs a trial that is no part of a stack to its end, as `run_trial`."""
     with settings(course.spec), course.guarded():
-        training = course.set_up(registry, ranks)
+        training = course.set_up(registry)
+        _agree(training)
         federated = isinstance(training.workload, FederatedWorkload)
         advance = federation.advance if federated else loop.advance
         course.finish(loop.train(training, advance, commit_every=commit_every, halt=halt))
     assert course.result is not None
     return course.result
+
+
+def _agree(training: Training) -> None:
+    """Waits for all ranks to be set up.
+
+    Raises:
+        PeerLost: if they do not stand at one step: one has read a commit that another had not.
+    """
+    state = training.state
+    if state.ranks.world > 1:
+        step = torch.tensor(float(state.step), device=next(state.model.parameters()).device)
+        if float(state.reduce(step)) != state.step:
+            raise PeerLost(f"rank {state.ranks.index} stands at step {state.step}, and another does not")
 
 
 @dataclass
@@ -94,12 +109,14 @@ class Course:
     """What it takes from the trials that it requires, by path."""
     keep: Sequence[str] = ()
     screen: Screen | None = None
+    ranks: Ranks = field(default_factory=Ranks)
+    """The ranks of a data-parallel trial."""
     training: Training | None = None
     result: Result | None = None
 
-    def set_up(self, registry: Registry, ranks: Ranks | None = None) -> Training:
+    def set_up(self, registry: Registry) -> Training:
         """Builds the trial and puts it where its last commit left it."""
-        self.training = set_up(self.spec.with_values(self.values), registry, self.attempt, ranks)
+        self.training = set_up(self.spec.with_values(self.values), registry, self.attempt, self.ranks)
         self.training.keep, self.training.screen = self.keep, self.screen
         return self.training
 
@@ -109,11 +126,12 @@ class Course:
 
         Raises:
             Interrupted: if the trial was asked to stop.
+            PeerLost: if another of its ranks is gone.
             RecordsError: if the records cannot be written.
         """
         try:
             yield
-        except (Interrupted, RecordsError, KeyboardInterrupt):
+        except (Interrupted, PeerLost, RecordsError, KeyboardInterrupt):
             raise
         except Exception as error:
             self._end(*_status(error))
@@ -150,7 +168,7 @@ class Course:
             ended=time.time(),
             reason=reason,
             error=error,
-            environment=environment() | {"threads": spec.threads, "device": spec.device},
+            environment=environment() | {"threads": spec.threads, "device": spec.device, "ranks": self.ranks.world},
             screening=self.screen.mark if screened and self.screen else "",
             kept=[name for name in self.keep if attempt.trial.kept(name).exists()],
         )

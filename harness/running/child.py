@@ -1,0 +1,183 @@
+"""The child of a warm process: one trial, or the seeds of a stack, in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import mmap
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from harness.recording.following import Following
+from harness.recording.records import Attempt, Locked, RecordsError
+from harness.resources import Seat
+from harness.running.units import UnitTrial
+
+if TYPE_CHECKING:
+    from harness.registry import Registry
+    from harness.training.trial import Course
+
+ENDINGS = ("", "interrupted", "locked", "unwritable", "alone")
+"""How a child may rightly end without a result. It says so in shared memory: an author's code may choose any exit code."""
+
+
+class Child:
+    """What a child does from the fork to its end.
+
+    Args:
+        results: the results folder.
+        registry: what is registered, imported before the fork.
+        commit_every: seconds between commits.
+        shared: the step in 8 bytes, and for each trial the index of its ending.
+        seat: this process's place among the ranks of a trial that has several. All but the first follow that one: they
+            write nothing, and they end when it does.
+    """
+
+    def __init__(
+        self, results: Path, registry: Registry, commit_every: float, shared: mmap.mmap, seat: Seat | None
+    ) -> None:
+        self.results, self.registry, self.commit_every, self.shared, self.seat = (
+            results,
+            registry,
+            commit_every,
+            shared,
+            seat,
+        )
+        self.follows = seat is not None and seat.index > 0
+
+    def live(self, orders: Sequence[UnitTrial]) -> NoReturn:
+        """Runs trials and ends the process."""
+        code = 70
+        try:
+            os.setsid()
+            _die_with_parent()
+            self._trials(orders, (lambda: False) if self.follows else _catch_stop())
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def _trials(self, orders: Sequence[UnitTrial], halted: Callable[[], bool]) -> None:
+        from harness.training.loop import Interrupted
+        from harness.training.ranks import PeerLost
+
+        def halt(step: int) -> bool:
+            self.shared[:8] = step.to_bytes(8, "little")
+            return halted()
+
+        with contextlib.ExitStack() as held:
+            entered: list[tuple[UnitTrial, Attempt]] = []
+            for number, order in enumerate(orders):
+                try:
+                    entered.append((order, held.enter_context(self._attempt(order))))
+                except RecordsError as error:
+                    self._trouble(number, error)
+            if not entered:
+                return
+            name = f"rank-{self.seat.index}.txt" if self.seat and self.follows else "log.txt"
+            _log_to([attempt.folder / name for _, attempt in entered])
+            try:
+                trouble = self._run(entered, halt)
+            except (Interrupted, PeerLost) as end:
+                print(end, file=sys.stderr)
+                for number in range(len(orders)):
+                    ending = "alone" if isinstance(end, PeerLost) else "interrupted"
+                    self.shared[8 + number] = self.shared[8 + number] or ENDINGS.index(ending)
+                return
+            for number, order in enumerate(orders):
+                if order.hash in trouble:
+                    self._trouble(number, trouble[order.hash])
+
+    def _attempt(self, order: UnitTrial) -> Attempt:
+        return (Following if self.follows else Attempt)(self.results, order.hash, order.spec_json, order.code)
+
+    def _run(
+        self, entered: Sequence[tuple[UnitTrial, Attempt]], halt: Callable[[int], bool]
+    ) -> Mapping[str, RecordsError]:
+        """Runs a trial, or a stack; returns those whose records could not be written."""
+        from harness.identity import TrialSpec
+        from harness.method import Ranks
+        from harness.screening import Screen
+        from harness.training.ranks import join
+        from harness.training.together import run_stack
+        from harness.training.trial import Course, run_alone
+
+        ranks = join(self.seat) if self.seat else Ranks()
+        courses = [
+            Course(
+                TrialSpec.from_json(order.spec_json),
+                attempt,
+                order.values,
+                order.keep,
+                Screen.from_json(order.screen) if order.screen and not self.follows else None,
+                ranks,
+            )
+            for order, attempt in entered
+        ]
+        if courses[0].spec.stacked:  # a seed learns at its next evaluation that a rule stops it
+            return run_stack(courses, self.registry, commit_every=self.commit_every, halt=halt)
+        judged = _judged(courses[0])
+        every = math.inf if self.follows else self.commit_every
+        try:
+            run_alone(courses[0], self.registry, commit_every=every, halt=lambda step: judged() or halt(step))
+        except RecordsError as error:
+            return {courses[0].spec.hash: error}
+        return {}
+
+    def _trouble(self, number: int, error: RecordsError) -> None:
+        print(error, file=sys.stderr)
+        self.shared[8 + number] = ENDINGS.index("locked" if isinstance(error, Locked) else "unwritable")
+
+
+def _judged(course: Course) -> Callable[[], bool]:
+    """Tells, looking twice a second, whether a rule that compares trials has stopped this one."""
+    screen, looked = course.screen, time.monotonic()
+
+    def judged() -> bool:
+        nonlocal looked
+        if screen is None or not screen.compares or time.monotonic() - looked < 0.5:
+            return False
+        looked = time.monotonic()
+        return bool(course.attempt.trial.verdict(screen.mark, course.attempt.code))
+
+    return judged
+
+
+def _die_with_parent() -> None:
+    """Asks the kernel to kill this process when the warm process dies."""
+    pr_set_pdeathsig = 1
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _catch_stop() -> Callable[[], bool]:
+    """SIGTERM asks for a stop at the next step; an interrupt at the driver's terminal is the driver's business."""
+    asked = False
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal asked
+        asked = True
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return lambda: asked
+
+
+def _log_to(paths: Sequence[Path]) -> None:
+    """What the trials print goes to the folder of the first one's attempt; the others say so."""
+    descriptor = os.open(paths[0], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    for path in paths[1:]:
+        path.write_text(f"This seed ran in a stack, and what that printed is in {paths[0]}\n", encoding="utf-8")

@@ -1,0 +1,123 @@
+"""Data-parallel trials of a grid: the curve of one rank on two and four, and what comes after a rank that was killed."""
+
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+from machines import PATIENCE, machines, until
+from running.test_faults import SLOW, Place, worker_processes
+from support import harness, timeless, write_grid
+
+from harness.recording.records import Result, Results
+from harness.resources import Resources
+from harness.running.scheduling import Infeasible, check_feasible
+
+pytestmark = pytest.mark.slow
+
+CURVES = """
+name: ranks
+tasks: [digits/mlp]
+methods: [adamw, stable_grad + adamw, oui_decay + adamw]
+seeds: 1
+recipes: [{set: {steps: 50, precision: float64, record_every: 1, evaluate_every: 10}}]
+"""
+
+FAULTS = """
+name: rank-faults
+tasks: [digits/mlp]
+methods: [slow + adamw]
+seeds: 1
+resources: {cpus: 0.5, ranks: 2}
+recipes: [{set: {steps: 60, record_every: 10}}]
+"""
+
+Curves = dict[str, list[tuple[int, dict[str, float]]]]
+
+
+def results_of(folder: Path) -> dict[str, Result]:
+    found = Results(folder).results(path.name for path in (folder / "trials").iterdir())
+    assert found
+    return found
+
+
+def curves(folder: Path, ranks: int, *more: object) -> Curves:
+    """The metrics of every record of a grid's trials, on so many ranks."""
+    folder.mkdir()
+    grid = write_grid(folder, CURVES)
+    asked = "resources={cpus: " + str(1 / ranks) + f", ranks: {ranks}}}"
+    harness("run", grid, "--results", folder / "results", "--set", asked, *more)
+    shown: Curves = {}
+    for hash, result in results_of(folder / "results").items():
+        assert result.environment["ranks"] == ranks
+        records = Results(folder / "results").trial(hash).records()
+        shown[hash] = [(r["step"], timeless(r["metrics"])) for r in records if "metrics" in r]
+        shown[hash].append((result.steps, timeless(result.metrics)))
+    return shown
+
+
+def test_one_two_and_four_ranks_give_one_curve(tmp_path: Path) -> None:
+    """In float64, without BatchNorm or dropout: 50 steps within 1e-9 of what one rank gives."""
+    alone = curves(tmp_path / "1", 1, "--cpus", 1)
+    for ranks in (2, 4):
+        together = curves(tmp_path / str(ranks), ranks, "--cpus", 1)
+        assert together.keys() == alone.keys(), "the number of ranks is no part of a trial's identity"
+        for hash, records in alone.items():
+            assert [step for step, _ in together[hash]] == [step for step, _ in records]
+            for (_, mine), (_, expected) in zip(together[hash], records, strict=True):
+                assert mine == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_ranks_on_several_nodes(tmp_path: Path) -> None:
+    """Each rank on a node of its own: these have one CPU each."""
+    alone = curves(tmp_path / "1", 1, "--cpus", 1)
+    with machines(2, num_cpus=1) as started:
+        together = curves(tmp_path / "2", 2, "--set", "resources.cpus=1", "--address", started.address)
+    for hash, records in alone.items():
+        for (_, mine), (_, expected) in zip(together[hash], records, strict=True):
+            assert mine == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    place = Place(tmp_path_factory.mktemp("undisturbed"), FAULTS, SLOW)
+    place.run()
+    return place
+
+
+def rank_process(place: Place, index: int) -> psutil.Process:
+    """The process of a rank: below the worker for the first one, below an actor of its own for another."""
+    under = "Rank" if index else "Worker"
+    (found,) = (
+        process
+        for process in worker_processes(place, "trial")
+        if any(under in " ".join(parent.cmdline()) for parent in process.parents() if "ray::" in parent.name())
+    )
+    return found
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_rank_is_killed(index: int, tmp_path: Path, undisturbed: Place) -> None:
+    """Whichever rank it is, the trial goes on from its last commit, and its numbers are those of an undisturbed run."""
+    place = Place(tmp_path, FAULTS, SLOW)
+    place.pace(0.2)
+    driver: subprocess.Popen[str] = place.start()
+    until(place.committed, PATIENCE, "a commit")
+    rank_process(place, index).kill()
+    place.pace(0)
+    shown = driver.communicate(timeout=PATIENCE)[0]
+    assert driver.returncode == 0, shown
+    place.as_undisturbed(undisturbed)
+    (result,) = results_of(place.results).values()
+    assert result.attempt > 1
+    place.nothing_runs()
+
+
+def test_more_ranks_than_the_nodes_hold_are_refused() -> None:
+    nodes = [{"Resources": {"CPU": 4.0, "GPU": 2.0}}, {"Resources": {"CPU": 2.0, "GPU": 0.0}}]
+    check_feasible([Resources(cpus=2, ranks=3), Resources(gpus=1, ranks=2)], nodes)
+    with pytest.raises(Infeasible, match=r"resources\.ranks: found 4, allowed: at most 3 of this size"):
+        check_feasible([Resources(cpus=2, ranks=4)], nodes)
+    with pytest.raises(Infeasible, match=r"resources\.ranks: found 3, allowed: at most 2"):
+        check_feasible([Resources(gpus=1, ranks=3)], nodes)
