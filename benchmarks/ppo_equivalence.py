@@ -2,9 +2,10 @@
 
     python benchmarks/ppo_equivalence.py --cleanrl PATH/TO/cleanrl/ppo.py --cleanrl-python A/bin/python --sb3-python B/bin/python
 
-CleanRL's file is run as it is, from a checkout of your own, in an environment A with `torch` and `gymnasium==0.29.1` (under
-Gymnasium 1 it reports no episodes); Stable-Baselines3, shown beside, in an environment B with `stable-baselines3`, and left out
-unless given. Each run's episodes are kept in --runs, and a run that is there is not run again.
+CleanRL's file is run as it is, from a checkout of your own, in an environment A with `torch`, `gymnasium==0.29.1` (under
+Gymnasium 1 it reports no episodes) and `numpy<2` (for that Gymnasium's Acrobot); Stable-Baselines3, shown beside, in an
+environment B with `stable-baselines3`, and left out unless given. Each run's episodes are kept in --runs, and a run that is
+there is not run again.
 
 All sides: CleanRL's hyper-parameters, annealing over the same steps, one thread, seeds 1 to 10. The area is the mean over 20 equal
 parts of the steps of the mean return of episodes that ended there; the final return is that of the last tenth. Steps and margins
@@ -39,7 +40,7 @@ Episodes = list[tuple[int, float]]
 
 
 def ours(environment: str, steps: int, seed: int) -> Episodes:
-    from tasks import control
+    from tasks import ppo_workload
     from tasks.signals import Returns
 
     episodes: Episodes = []
@@ -49,7 +50,7 @@ def ours(environment: str, steps: int, seed: int) -> Episodes:
             super().add(env_step, total)
             episodes.append((env_step, total))
 
-    control.Returns = Recording  # type: ignore[misc]
+    ppo_workload.Returns = Recording  # type: ignore[misc]
     run_harness(environment, steps, seed)
     return episodes
 

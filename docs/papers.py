@@ -32,6 +32,7 @@ from papers_tables import about, cells, csv, escaped, facts, kind, minutes, part
 from harness.judging.figures import Figure
 from harness.judging.report import summary
 from harness.judging.report_data import Findings, gather, number
+from harness.judging.report_rules import Rules, rules
 from harness.judging.verdicts import Verdict
 from harness.options import nearest
 from harness.planning.errors import GridError
@@ -88,7 +89,7 @@ def look(name: str, memory: Results, registry: Registry, file: Path | None = Non
     return gather(build_plan(load_grid(file or grid_file(name), [], registry), registry), memory, registry)
 
 
-def page(name: str, findings: Findings, pictures: dict[str, Figure], reading: str) -> str:
+def page(name: str, findings: Findings, judged: Rules | None, pictures: dict[str, Figure], reading: str) -> str:
     """One grid's page, in Markdown."""
     title, arxiv = PAPERS.get(name, (name, ""))
     lines = [f"# {title}", ""]
@@ -107,6 +108,9 @@ def page(name: str, findings: Findings, pictures: dict[str, Figure], reading: st
         lines += table(columns, part_rows(findings.verdicts), right=4)
     if name == "weight_decay_sweep":
         lines += regimes_section(findings)
+    if judged:
+        lines += ["## Rules at matched recall", "", *RULES, ""]
+        lines += table(judged.columns, judged.rows, right=len(judged.columns) - 3)
     if pictures:
         lines += ["## Figures", ""]
         for file, figure in pictures.items():
@@ -121,6 +125,12 @@ def page(name: str, findings: Findings, pictures: dict[str, Figure], reading: st
     lines += [f"    python docs/papers.py {name}", ""]
     return "\n".join(lines)
 
+
+RULES = (
+    "What each rule would have kept of the runs, asked after a tenth of the training. Thresholds are fitted on what is not",
+    "held out; the interval is a bootstrap over learning rates and seeds; *saved* is the share of the compute, *regret* the best",
+    "return of a seed's runs minus the best of those kept.",
+)
 
 NUMBERS = (
     "Numbers by seed are positive where the statement holds: differences, or how far a value lies beyond the bound that the",
@@ -179,7 +189,9 @@ def write(name: str, findings: Findings, memory: Results, docs: Path) -> None:
         (folder / file).write_text(picture(figure), encoding="utf-8")
     note = folder / "readings" / f"{name}.md"
     reading = note.read_text(encoding="utf-8") if note.exists() else ""
-    (folder / f"{name}.md").write_text(page(name, findings, pictures, reading), encoding="utf-8")
+    (folder / f"{name}.md").write_text(
+        page(name, findings, rules(findings, memory), pictures, reading), encoding="utf-8"
+    )
     (folder / f"{name}.csv").write_text(csv(findings), encoding="utf-8")
     content = json.dumps(record(name, findings), indent=1, ensure_ascii=False)
     (folder / f"{name}.json").write_text(content + "\n", encoding="utf-8")

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from papers_panels import Panel, Points, drawn, early, final, known, line, over, strip, strips_figure, tracks_of, values
 from papers_regimes import REGIMES, regimes
 
-from harness.judging.calibration import Run, curve
-from harness.judging.calibration_runs import label, runs_of_grid
+from harness.judging.calibration_runs import runs_of_grid
 from harness.judging.evidence import Evidence
 from harness.judging.figures import SERIES, Figure, Line, Strip
 from harness.judging.report_curves import Track
 from harness.judging.report_curves import curve as seed_curve
 from harness.judging.report_data import Findings, TaskTable, cell_trials
 from harness.judging.report_figures import learning_curves
+from harness.judging.report_rules import precision_over_recall
 from harness.probes.curves import ema
 from harness.recording.records import Results
 
@@ -238,19 +238,7 @@ def oui_screening(findings: Findings, memory: Results) -> Iterator[Figure]:
             ],
             f"p{index}",
         )
-        own = label([run for run in runs if run.task == task]) if any(run.task == task for run in runs) else []
-        panel = Panel("precision over recall", ("recall", "precision"), known(recall_lines(own)))
-        yield from drawn(
-            f"Precision over recall of what is accepted at 10 %, in sample: {task}", [panel], f"q{index}", True
-        )
-
-
-def recall_lines(runs: Sequence[Run]) -> Iterator[Line | None]:
-    """One line for each rule."""
-    for place, rule in enumerate(("oui", "early_return", "early_return + oui", "clip_fraction", "kl", "flips", "lr")):
-        points = curve(rule, runs)
-        if points:
-            yield Line(rule, [recall for recall, _ in points], [precision for _, precision in points], colour=place)
+        yield from precision_over_recall(task, [run for run in runs if run.task == task], f"q{index}")
 
 
 FIGURES: Mapping[str, Callable[[Findings, Results], Iterator[Figure]]] = {

@@ -102,27 +102,33 @@ def _literal(name: str) -> str:
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
+COLUMNS = ("rule", "recall at least", "held out", "precision", "95 % interval", "recall", "saved", "regret", "kept")
+"""Of the table of rules."""
+
+
+def cells(one: Judgement) -> list[str]:
+    """A row of the table of rules."""
+    interval = "" if one.interval is None else f"{one.interval[0]:.2f} to {one.interval[1]:.2f}"
+    held_out = "nothing" if one.protocol == "in sample" else one.protocol
+    measured = (one.recall, one.saved, one.regret)
+    return [
+        one.rule,
+        f"{one.target:g}",
+        held_out,
+        _number(one.precision),
+        interval,
+        *map(_number, measured),
+        f"{one.accepted}/{one.runs}",
+    ]
+
+
 def table(judgements: Sequence[Judgement]) -> Table:
     """The rules at matched recall."""
     shown = Table(title="Early-stopping rules at matched recall")
-    for column in (
-        "rule",
-        "recall at least",
-        "held out",
-        "precision",
-        "95 % interval",
-        "recall",
-        "saved",
-        "regret",
-        "kept",
-    ):
+    for column in COLUMNS:
         shown.add_column(column, justify="left" if column in ("rule", "held out") else "right")
     for one in judgements:
-        interval = "" if one.interval is None else f"{one.interval[0]:.2f} to {one.interval[1]:.2f}"
-        held_out = "nothing" if one.protocol == "in sample" else one.protocol
-        cells: list[Any] = [one.rule, f"{one.target:g}", held_out, _number(one.precision), interval]
-        cells += [_number(one.recall), _number(one.saved), _number(one.regret), f"{one.accepted}/{one.runs}"]
-        shown.add_row(*cells)
+        shown.add_row(*cells(one))
     return shown
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from harness.judging.figures import DASH_ARRAYS, Figure, csv_text
 from harness.judging.report_data import Findings, Row, TaskTable, gather, number, numbers, trial_table
 from harness.judging.report_figures import overall_figures, task_figures, verdict_figure
+from harness.judging.report_rules import Rules, rules
 from harness.judging.statistics import AGGREGATES
 from harness.judging.telling import difference
 from harness.judging.verdicts import Part, Verdict
@@ -57,7 +58,7 @@ def write_report(plan: Plan, memory: Results, registry: Registry, form: str = "h
         verdicts = [verdict.to_json() for verdict in findings.verdicts]
         write_atomically(memory.grid(plan.name) / "verdicts.json", json.dumps(verdicts, indent=1))
     elif form == "markdown":
-        content = markdown(findings)
+        content = markdown(findings, rules(findings, memory))
     elif form == "csv":
         content = csv_text(*trial_table(findings))
     else:
@@ -90,6 +91,7 @@ def html(findings: Findings, memory: Results) -> str:
             missing=missing,
             aggregate_names=list(AGGREGATES),
             screening=list(screening(findings.verdicts)),
+            rules=rules(findings, memory),
             errors=ERRORS,
             ended=ended(findings),
         )
@@ -168,7 +170,7 @@ def ended(findings: Findings) -> str:
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(last)) if last else "not run yet"
 
 
-def markdown(findings: Findings) -> str:
+def markdown(findings: Findings, judged: Rules | None = None) -> str:
     """The report as Markdown: all but the figures. Names and messages stand in code spans, so nothing in them is markup."""
     plan = findings.plan
     lines = [f"# {literal(plan.name)}", "", summary(findings), ""]
@@ -182,6 +184,8 @@ def markdown(findings: Findings) -> str:
         lines += [*markdown_table(["contrast", "mean [interval]", "unit", "differences by seed"], rows), ""]
     for table in findings.tables:
         lines += [f"## {literal(table.task)}", "", *task_lines(table), ""]
+    if judged:
+        lines += ["## Early-stopping rules at matched recall", "", *markdown_table(judged.columns, judged.rows), ""]
     if plan.left_out:
         rows = [[left.task, left.method, left.reason] for left in plan.left_out]
         lines += ["## Left out", "", *markdown_table(["task", "method", "because"], rows), ""]
