@@ -13,6 +13,7 @@ class Following(Attempt):
     def __enter__(self) -> Following:
         self.state = self._taken_up((self.trial.attempts() or [1])[-1])
         self.folder = self.trial.folder
+        self.folder.mkdir(parents=True, exist_ok=True)  # the first rank may be slower
         return self
 
     def __exit__(self, *exception: object) -> None:

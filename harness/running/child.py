@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from harness.registry import Registry
     from harness.training.trial import Course
 
-ENDINGS = ("", "interrupted", "locked", "unwritable", "alone")
+FOLLOWED = "followed"
+"""How a rank beside the first ends where all went well."""
+
+ENDINGS = ("", "interrupted", "locked", "unwritable", "alone", FOLLOWED)
 """How a child may rightly end without a result. It says so in shared memory: an author's code may choose any exit code."""
 
 
@@ -94,6 +97,8 @@ class Child:
                     ending = "alone" if isinstance(end, PeerLost) else "interrupted"
                     self.shared[8 + number] = self.shared[8 + number] or ENDINGS.index(ending)
                 return
+            if self.follows:
+                self.shared[8] = ENDINGS.index(FOLLOWED)
             for number, order in enumerate(orders):
                 if order.hash in trouble:
                     self._trouble(number, trouble[order.hash])

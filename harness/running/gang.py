@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from ray.util import get_current_placement_group, get_node_ip_address
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from harness.resources import Resources, Seat
+from harness.running.child import FOLLOWED
 from harness.running.children import WarmHandle
 from harness.running.units import UnitTrial
 
@@ -18,6 +20,10 @@ FOLLOW = 20.0
 """Seconds that the other ranks have to end after the first one: they notice at their next exchange."""
 
 Make = Callable[[], WarmHandle]
+
+
+class RankLost(RuntimeError):
+    """A rank has ended and the first one has not noticed: infrastructure trouble, so the unit is tried again."""
 
 
 class Rank:
@@ -56,12 +62,14 @@ class Gang:
         self._warm = make()
         self._ranks: list[Any] = []
         self._following: list[Any] = []
+        self._alone_since: float | None = None
 
     def start(self, trials: Sequence[UnitTrial]) -> None:
         """Hands over a trial, or the seeds of a stack."""
         if self.resources.ranks == 1:
             return self._warm.start(trials)
         (trial,) = trials
+        self._alone_since = None
         self._await_followers()
         if not self._ranks:
             self._ranks = [self._rank(index) for index in range(1, self.resources.ranks)]
@@ -75,8 +83,24 @@ class Gang:
         self._following = [rank.run.remote(trial, seat) for rank, seat in zip(self._ranks, seats[1:], strict=True)]
 
     def events(self, timeout: float) -> list[dict[str, Any]]:
-        """As `WarmHandle.events`."""
-        return self._warm.events(timeout)
+        """As `WarmHandle.events`.
+
+        Raises:
+            RankLost: if another rank has ended and the first one goes on, or waits for it.
+        """
+        found = self._warm.events(timeout)
+        if self._following and not any(event["event"] == "ended" for event in found):
+            self._look_after_ranks()
+        return found
+
+    def _look_after_ranks(self) -> None:
+        ended, _ = ray.wait(self._following, num_returns=len(self._following), timeout=0)
+        lost = [told for told in map(_told, ended) if told != FOLLOWED]
+        if not lost:
+            return
+        self._alone_since = self._alone_since or time.monotonic()
+        if time.monotonic() - self._alone_since > FOLLOW:
+            raise RankLost(f"a rank has ended by itself: {lost[0]}")
 
     def stop(self) -> None:
         """Lets a running trial commit and stop, and ends all processes."""
@@ -102,6 +126,14 @@ class Gang:
         for rank in self._ranks:
             ray.kill(rank)
         self._ranks, self._following = [], []
+
+
+def _told(ended: Any) -> str:
+    """How a rank ended."""
+    try:
+        return str(ray.get(ended))
+    except ray.exceptions.RayError as error:
+        return f"its actor is gone ({type(error).__name__})"
 
 
 def _address(host: str) -> str:

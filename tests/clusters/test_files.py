@@ -16,6 +16,7 @@ import jsonschema
 import pytest
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
+from slurm import slurm
 
 from clusters.kuberay import RayCluster, RayJob
 
@@ -482,27 +483,19 @@ def start_script(folder: Path, grid: Path, number: int) -> "subprocess.Popen[str
     )
 
 
-def slurm() -> None:
-    if not shutil.which("sbatch") or not shutil.which("sinfo"):
-        pytest.skip("Slurm is not installed (apt-get install slurm-wlm)")
-    answer = subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True)
-    if answer.returncode != 0 or not answer.stdout.strip():
-        pytest.skip("no Slurm controller answers")
-
-
 @pytest.mark.slow
 def test_slurm_reads_its_script(tmp_path: Path) -> None:
-    slurm()
     text = SBATCH.read_text()
-
-    def check(file: Path) -> int:
-        asked = ["sbatch", "--test-only", "--cpus-per-task=1", "--mem=1G", str(file), "grid", "results"]
-        return subprocess.run(asked, capture_output=True).returncode
-
-    assert check(SBATCH) == 0
     wrong = tmp_path / "wrong.sbatch"
     wrong.write_text(text.replace("--ntasks-per-node", "--ntask-per-node"))
-    assert check(wrong) != 0
+    with slurm(tmp_path) as environment:
+
+        def check(file: Path) -> int:
+            asked = ["sbatch", "--test-only", "--cpus-per-task=1", "--mem=1G", str(file), "grid", "results"]
+            return subprocess.run(asked, capture_output=True, env=environment).returncode
+
+        assert check(SBATCH) == 0
+        assert check(wrong) != 0
 
 
 # Nothing in these files is of this machine, and the README's checklist names tests that exist.
