@@ -17,6 +17,18 @@ class Resources:
     """Seconds that a trial may take."""
     ranks: int = 1
     """Processes that share each step of a trial, data-parallel. Each gets the CPUs, GPUs and memory above."""
+    custom: tuple[tuple[str, float], ...] = ()
+    """Resources that the nodes of a cluster were given by name, and how much of each."""
+
+    def __post_init__(self) -> None:
+        custom = self.custom.items() if isinstance(self.custom, dict) else self.custom
+        object.__setattr__(self, "custom", tuple(sorted((str(name), float(amount)) for name, amount in custom)))
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """What one rank asks of a node, in Ray's names."""
+        asked = {"CPU": self.cpus, "GPU": self.gpus, "memory": float(self.memory or 0), **dict(self.custom)}
+        return {name: float(amount) for name, amount in asked.items() if amount}
 
     @property
     def threads(self) -> int:

@@ -68,7 +68,8 @@ def _type(schema: Schema) -> str:
 
 
 def _asked(resources: Resources) -> str:
-    each = f"{resources.cpus:g} CPU" + (f", {resources.gpus:g} GPU" if resources.gpus else "")
+    named = {"CPU": resources.cpus, "GPU": resources.gpus, **dict(resources.custom)}
+    each = ", ".join(f"{amount:g} {name}" for name, amount in named.items() if amount)
     return each if resources.ranks == 1 else f"{resources.ranks} ranks of {each}"
 
 

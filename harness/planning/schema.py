@@ -113,6 +113,7 @@ class ResourceRule(Model):
     memory: Annotated[int, Field(ge=2**20, lt=2**63), BeforeValidator(_bytes)] | None = None
     time: Annotated[float, Field(gt=0, le=10**9), BeforeValidator(_seconds)] | None = None
     ranks: Annotated[int, Field(ge=1, le=4096)] | None = None
+    custom: dict[str, Annotated[float, Field(gt=0, le=10**6)]] | None = None
 
 
 ResourceRules = Annotated[

@@ -55,12 +55,19 @@ class Child:
         )
         self.follows = seat is not None and seat.index > 0
 
-    def live(self, orders: Sequence[UnitTrial]) -> NoReturn:
-        """Runs trials and ends the process."""
+    def live(self, orders: Sequence[UnitTrial], gpu_share: float) -> NoReturn:
+        """Runs trials and ends the process.
+
+        Args:
+            orders: the trials.
+            gpu_share: the part of a GPU's memory that this process may take, where others have the rest.
+        """
         code = 70
         try:
             os.setsid()
             _die_with_parent()
+            if 0 < gpu_share < 1:
+                _take_share(gpu_share)
             self._trials(orders, (lambda: False) if self.follows else _catch_stop())
             code = 0
         except BaseException:
@@ -156,6 +163,14 @@ def _judged(course: Course) -> Callable[[], bool]:
         return bool(course.attempt.trial.verdict(screen.mark, course.attempt.code))
 
     return judged
+
+
+def _take_share(share: float) -> None:
+    """Ends an allocation beyond the share as out of memory, in this process alone and not in its neighbours."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(share)
 
 
 def _die_with_parent() -> None:

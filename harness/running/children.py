@@ -91,6 +91,7 @@ class WarmHandle:
         limits = {
             "memory": self.resources.memory or fair_memory(self.resources),
             "time": self.resources.time and self.resources.time * len(trials),
+            "gpu_share": self.resources.gpus,
         }
         orders = [asdict(trial) for trial in trials]
         self._send(op="run", orders=orders, limits=limits, seat=asdict(seat) if seat else None)

@@ -108,11 +108,14 @@ class Gang:
         self._dismiss()
 
     def _rank(self, index: int) -> Any:
-        asked, group = self.resources, get_current_placement_group()
+        asked, group = self.resources.bundle, get_current_placement_group()
         assert group is not None  # Tune starts every trial in one
         place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
-        options = {"num_cpus": asked.cpus, "num_gpus": asked.gpus, "memory": asked.memory, "scheduling_strategy": place}
-        return ray.remote(Rank).options(**options).remote(self._make)
+        cpus, gpus, memory = (asked.pop(name, 0.0) for name in ("CPU", "GPU", "memory"))
+        actor = ray.remote(Rank).options(
+            num_cpus=cpus, num_gpus=gpus, memory=memory or None, resources=asked, scheduling_strategy=place
+        )
+        return actor.remote(self._make)
 
     def _await_followers(self) -> None:
         """Waits for the other ranks to end the trial before; those that do not are replaced."""

@@ -145,15 +145,15 @@ def check_feasible(requests: Sequence[Resources], nodes: Sequence[dict[str, Any]
     """
     held = [node["Resources"] for node in nodes if node.get("Alive", True)]
     for resources in dict.fromkeys(requests):
-        needs = {"CPU": resources.cpus, "GPU": resources.gpus, "memory": float(resources.memory or 0)}
+        needs = resources.bundle
         for name, amount in needs.items():
             largest = max((float(node.get(name, 0)) for node in held), default=0.0)
             if amount > largest:
-                label = {"CPU": "cpus", "GPU": "gpus", "memory": "memory"}[name]
+                label = {"CPU": "cpus", "GPU": "gpus", "memory": "memory"}.get(name, f"custom.{name}")
                 raise Infeasible(
                     f"resources.{label}: found {amount:g}, allowed: at most {largest:g}, the largest node's"
                 )
-        room = sum(min(node.get(name, 0) / amount for name, amount in needs.items() if amount) // 1 for node in held)
+        room = sum(min(node.get(name, 0) / amount for name, amount in needs.items()) // 1 for node in held)
         if resources.ranks > room:
             raise Infeasible(
                 f"resources.ranks: found {resources.ranks}, allowed: at most {room:g} of this size on these nodes"

@@ -24,12 +24,7 @@ TOGETHER = 2.0
 
 def bundles(resources: Resources) -> PlacementGroupFactory:
     """The placement group of a unit: one bundle for each rank, the first for the worker and its own rank."""
-    bundle: dict[str, float] = {"CPU": resources.cpus}
-    if resources.gpus:
-        bundle["GPU"] = resources.gpus
-    if resources.memory:
-        bundle["memory"] = float(resources.memory)
-    return PlacementGroupFactory([bundle] * resources.ranks)
+    return PlacementGroupFactory([resources.bundle] * resources.ranks)
 
 
 class ListSearch(SearchAlgorithm):

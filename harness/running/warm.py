@@ -51,6 +51,8 @@ class Limits:
 
     memory: int | None
     time: float | None
+    gpu_share: float
+    """Of one GPU, where a trial does not have it alone; 0 without a GPU."""
 
 
 class Warm:
@@ -114,7 +116,7 @@ class Warm:
         pid = os.fork()
         if pid == 0:
             self.channel.close()
-            Child(self.results, self.registry, self.commit_every, self.shared, place).live(orders)
+            Child(self.results, self.registry, self.commit_every, self.shared, place).live(orders, limits.gpu_share)
         cause = self.watch(pid, orders[0], limits)
         _, waited = os.waitpid(pid, 0)
         for number, order in enumerate(orders):

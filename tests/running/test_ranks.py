@@ -1,6 +1,8 @@
 """Data-parallel trials of a grid: the curve of one rank on two and four, and what comes after a rank that was killed."""
 
+import json
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -87,12 +89,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 def rank_process(place: Place, index: int) -> psutil.Process:
     """The process of a rank: below the worker for the first one, below an actor of its own for another."""
-    under = "Rank" if index else "Worker"
-    (found,) = (
-        process
-        for process in worker_processes(place, "trial")
-        if any(under in " ".join(parent.cmdline()) for parent in process.parents() if "ray::" in parent.name())
-    )
+
+    def follows(process: psutil.Process) -> bool:
+        return any("ray::Rank" in " ".join(parent.cmdline()) for parent in process.parents())
+
+    (found,) = (process for process in worker_processes(place, "trial") if follows(process) == bool(index))
     return found
 
 
@@ -121,3 +122,12 @@ def test_more_ranks_than_the_nodes_hold_are_refused() -> None:
         check_feasible([Resources(cpus=2, ranks=4)], nodes)
     with pytest.raises(Infeasible, match=r"resources\.ranks: found 3, allowed: at most 2"):
         check_feasible([Resources(gpus=1, ranks=3)], nodes)
+
+
+def test_resources_by_name() -> None:
+    asked = Resources(custom={"fast_disk": 2})  # type: ignore[arg-type]  # as a grid has it
+    assert asked.bundle == {"CPU": 1, "fast_disk": 2}
+    assert Resources(**json.loads(json.dumps(asdict(asked)))) == asked
+    check_feasible([asked], [{"Resources": {"CPU": 4.0, "fast_disk": 2.0}}])
+    with pytest.raises(Infeasible, match=r"resources\.custom\.fast_disk: found 2, allowed: at most 0"):
+        check_feasible([asked], [{"Resources": {"CPU": 4.0}}])
