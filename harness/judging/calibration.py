@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -22,6 +23,7 @@ Protocol = Literal["in sample", "seed", "learning rate", "environment"]
 PROTOCOLS: tuple[Protocol, ...] = ("in sample", "seed", "learning rate", "environment")
 RECALLS = (0.5, 0.7, 0.8, 0.9)
 Bools = NDArray[np.bool_]
+Counts = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,18 @@ def fit(rule: str, runs: Sequence[Run], recall: float) -> Bounds | None:
     if not success.any():
         return None
     *outer, (inner_bounds, inner) = [_sides(name, runs, success) for name in names]
-    combined = np.ones((1, len(runs)), dtype=bool)
-    for _, masks in outer:
-        combined = (combined[:, None] & masks).reshape(-1, len(runs))
-    place = _best(combined, inner, success, recall)
+    place = _best(_together([masks for _, masks in outer], len(runs)), inner, success, recall)
     ends = np.unravel_index(place[0], [len(bounds) for bounds, _ in outer]) if outer else ()
     chosen = [bounds[index] for index, (bounds, _) in zip(ends, outer, strict=True)]
     return dict(zip(names, [*chosen, inner_bounds[place[1]]], strict=True))
+
+
+def _together(masks: Sequence[Bools], runs: int) -> Bools:
+    """Every conjunction of one row of each."""
+    combined = np.ones((1, runs), dtype=bool)
+    for each in masks:
+        combined = (combined[:, None] & each).reshape(-1, runs)
+    return combined
 
 
 def _best(outer: Bools, inner: Bools, success: Bools, recall: float, rows: int = 1024) -> tuple[int, int]:
@@ -119,7 +126,8 @@ def _sides(name: str, runs: Sequence[Run], success: Bools) -> tuple[list[tuple[f
         bounds += [(low, math.inf) for low in ends]
     else:
         bounds += [(low, high) for i, low in enumerate(ends) for high in ends[i:]]
-    return bounds, np.array([(values >= low) & (values <= high) for low, high in bounds])
+    lows, highs = np.array(bounds).T[..., None]
+    return bounds, (values >= lows) & (values <= highs)
 
 
 def accept(rule: str, runs: Sequence[Run], recall: float, protocol: Protocol) -> list[bool | None]:
@@ -195,32 +203,58 @@ def regret(runs: Sequence[Run], taken: Sequence[bool] | Bools) -> float:
 
 def _interval(runs: Sequence[Run], taken: Bools, success: Bools, resamples: int) -> tuple[float, float] | None:
     """Learning rates and seeds are drawn with replacement; a run counts as often as both of its own were drawn."""
-    rng = np.random.default_rng(0)
     lrs, seeds = sorted({run.lr for run in runs}), sorted({run.seed for run in runs})
-    lr_of = np.array([lrs.index(run.lr) for run in runs])
-    seed_of = np.array([seeds.index(run.seed) for run in runs])
-    found = []
-    for _ in range(resamples):
-        by_lr = np.bincount(rng.integers(len(lrs), size=len(lrs)), minlength=len(lrs))
-        by_seed = np.bincount(rng.integers(len(seeds), size=len(seeds)), minlength=len(seeds))
-        weight = by_lr[lr_of] * by_seed[seed_of] * taken
-        if weight.sum():
-            found.append(float((weight * success).sum() / weight.sum()))
-    if not found:
+    place = [lrs.index(run.lr) for run in runs], [seeds.index(run.seed) for run in runs]
+    by_lr, by_seed = _resampled(len(lrs), len(seeds), resamples)
+    hits, accepted = np.zeros((2, len(lrs), len(seeds)))
+    np.add.at(hits, place, taken & success)
+    np.add.at(accepted, place, taken)
+    weight = ((by_lr @ accepted) * by_seed).sum(axis=1)
+    found = ((by_lr @ hits) * by_seed).sum(axis=1)[weight > 0] / weight[weight > 0]
+    if not len(found):
         return None
     low, high = np.quantile(found, [0.025, 0.975])
     return float(low), float(high)
 
 
+@cache
+def _resampled(lrs: int, seeds: int, resamples: int) -> tuple[Counts, Counts]:
+    """How often each learning rate and each seed is drawn: (resamples, lrs) and (resamples, seeds)."""
+    rng = np.random.default_rng(0)
+    drawn = [
+        [np.bincount(rng.integers(count, size=count), minlength=count) for count in (lrs, seeds)]
+        for _ in range(resamples)
+    ]
+    by_lr, by_seed = (np.array([both[of] for both in drawn], dtype=np.float64) for of in (0, 1))
+    return by_lr.reshape(-1, lrs), by_seed.reshape(-1, seeds)
+
+
 def curve(rule: str, runs: Sequence[Run]) -> list[tuple[float, float]]:
-    """Precision by recall, in sample: one point for each number of successes that can be recalled."""
-    successes = sum(run.success for run in runs)
-    points = []
-    for count in range(1, successes + 1):
-        judged = judge(rule, runs, count / successes, "in sample", 0.0, resamples=0)
-        if judged.precision is not None and judged.recall is not None:
-            points.append((judged.recall, judged.precision))
-    return points
+    """Precision by recall, in sample: what `fit` reaches for each number of successes to recall, of runs of one environment."""
+    success = np.array([run.success for run in runs], dtype=bool)
+    if not success.any():
+        return []
+    fewest = _fewest_accepted([_sides(name, runs, success)[1] for name in quantities(rule)], success)
+    points: list[tuple[float, float]] = []
+    for hits in range(int(success.sum()), 0, -1):
+        if math.isfinite(fewest[hits]):
+            point = hits / int(success.sum()), hits / float(fewest[hits])
+            # With a higher precision at more recall, that is what is reached here too.
+            points.append(max([*points[-1:], point], key=lambda one: (one[1], one[0])))
+        elif points:
+            points.append(points[-1])
+    return points[::-1]
+
+
+def _fewest_accepted(masks: Sequence[Bools], success: Bools, rows: int = 1024) -> Counts:
+    """The least number of runs that thresholds accept which keep so many successes, by that number; infinite if none does."""
+    outer, inner = _together(masks[:-1], len(success)), masks[-1].T.astype(np.float32)
+    fewest = np.full(int(success.sum()) + 1, math.inf)
+    for start in range(0, len(outer), rows):
+        block = outer[start : start + rows]
+        hits, taken = (block & success).astype(np.float32) @ inner, block.astype(np.float32) @ inner
+        np.minimum.at(fewest, hits.astype(np.int64).ravel(), taken.ravel().astype(np.float64))
+    return fewest
 
 
 def compare_rules(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from harness.recording.records import Result, Status
 
 __all__ = ["Chosen", "Contrast", "Curves", "Evidence", "Scores", "units"]
 
+T = TypeVar("T")
 Curves = Callable[[str], Iterable[Mapping[str, Any]]]
 """The committed records of a trial, by its hash."""
 
@@ -57,6 +58,7 @@ class Evidence:
         self.plan, self.results, self.curves = plan, results, curves
         self.stream, values = units(plan)
         self.units = values[:seeds]
+        self._read: dict[tuple[str, ...], Any] = {}
         self._names = {trial.task_label: trial.spec.task for trial in plan.reported}
         self._trials: dict[str, dict[str, dict[int, list[PlannedTrial]]]] = {}
         for trial in plan.reported:
@@ -228,8 +230,18 @@ class Evidence:
             raise ClaimError("found no learning curves, allowed: judging with the records of the trials")
         return self.curves(trial.hash)
 
+    def once(self, key: tuple[str, ...], read: Callable[[], T]) -> T:
+        """What is read of a trial's records, kept for the next claim that asks for it: most of a report's time is reading."""
+        if key not in self._read:
+            self._read[key] = read()
+        found: T = self._read[key]
+        return found
+
     def points(self, trial: PlannedTrial, metric: str) -> list[Point]:
         """A trial's evaluations, with the seconds of training until each."""
+        return self.once((trial.hash, metric), lambda: self._points(trial, metric))
+
+    def _points(self, trial: PlannedTrial, metric: str) -> list[Point]:
         points, seconds = [], 0.0
         for record in self.records(trial):
             metrics = record.get("metrics", {})

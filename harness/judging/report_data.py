@@ -20,6 +20,7 @@ from harness.judging.scores import Scores
 from harness.judging.statistics import mean_interval
 from harness.judging.verdicts import Verdict, judge
 from harness.planning.plan import Plan, PlannedTrial
+from harness.planning.survey import seconds_of
 from harness.recording.grids import submissions
 from harness.recording.records import Result, Results, Status
 from harness.registry import Registry
@@ -286,7 +287,8 @@ def facts(plan: Plan, memory: Results, results: dict[str, Result]) -> dict[str, 
     )
     stale = sum(trial.hash in results and results[trial.hash].code != trial.code for trial in plan.trials)
     found["Results of other code"] = f"{stale} of {len(results)}" if stale else ""
-    seconds = sum(max(0.0, result.ended - result.started) for result in results.values())
+    stacked = {trial.hash: trial.spec.stacked for trial in plan.trials}
+    seconds = sum(max(0.0, seconds_of(result, stacked[hash])) for hash, result in results.items())
     found["Time of all trials"] = f"{seconds / 3600:.2f} hours"
     tuned = sum(trial.tuning is not None for trial in plan.trials)
     found["Trials of tuning, not reported"] = str(tuned) if tuned else ""

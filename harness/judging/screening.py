@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ from harness.judging.statistics import rank_correlation
 from harness.judging.times import time_to_target
 from harness.planning.claims import better_when
 from harness.planning.plan import PlannedTrial
-from harness.recording.records import Status
+from harness.recording.records import Result, Status
 
 if TYPE_CHECKING:
     from harness.judging.measures import Correlated, Precision, Saves, Screening
@@ -165,9 +166,14 @@ def _runs(claim: Screening, evidence: Evidence, task: str, cell: str) -> list[Ru
     for trial in evidence.by_unit(task, cell):
         result = evidence.results.get(trial.hash)
         if result and result.status in JUDGED:
-            seed, records = str(trial.spec.seed[evidence.stream]), evidence.records(trial)
-            found.append(run_of(task, seed, trial.spec.recipe, records, result, claim.early))
+            read = partial(_run, claim, evidence, trial, result)
+            found.append(evidence.once((trial.hash, "run", str(claim.early)), read))
     return found
+
+
+def _run(claim: Screening, evidence: Evidence, trial: PlannedTrial, result: Result) -> Run:
+    seed, recipe = str(trial.spec.seed[evidence.stream]), trial.spec.recipe
+    return run_of(trial.task_label, seed, recipe, evidence.records(trial), result, claim.early)
 
 
 def correlation_by_seed(claim: Correlated, evidence: Evidence, task: str) -> Contrast:

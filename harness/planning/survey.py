@@ -162,7 +162,7 @@ def estimate(plan: Plan, view: Survey, results: Results, slots: int = 1) -> floa
     known: dict[tuple[str, ...], list[float]] = {}
     for hash, result in results.results(finished).items():
         for key in _levels(finished[hash]):
-            known.setdefault(key, []).append(_seconds(result, finished[hash].spec.stacked))
+            known.setdefault(key, []).append(seconds_of(result, finished[hash].spec.stacked))
     if not known:
         return None
     means = {key: fmean(seconds) for key, seconds in known.items()}
@@ -178,7 +178,7 @@ def _levels(trial: PlannedTrial) -> Iterable[tuple[str, ...]]:
     yield ()
 
 
-def _seconds(result: Result, stacked: bool) -> float:
+def seconds_of(result: Result, stacked: bool) -> float:
     """How long a trial took; one that was interrupted, or a seed of a stack, took its share of training time."""
     if (result.attempt > 1 or stacked) and "time/train_seconds" in result.metrics:
         return result.metrics["time/train_seconds"]

@@ -185,6 +185,10 @@ def test_a_grid_screens_and_goes_on_without_the_rule(tmp_path: Path) -> None:
     runs = runs_of_grid(memory, "screened", 0.5)
     known = {"return", "critic", "actor", "approx_kl", "clip_fraction", "flip_rate", "lr"}
     assert len(runs) == 2 and all(known <= set(one.values) for one in runs)
+    harness("report", grid, "--results", results, "--format", "markdown", "--out", tmp_path / "report.md")
+    table = (tmp_path / "report.md").read_text().partition("## Early-stopping rules at matched recall")[2]
+    rows = [line for line in table.split("\n") if "early_return + oui" in line.replace("\\", "")]
+    assert len(rows) == 12, "four recalls, in sample and held out by seed and by learning rate"
     screen, best = screening.screen("cartpole/ppo"), max(runs, key=lambda one: one.final)
     assert screen is not None and screen.judge([], 128, best.lr) == ""
     write_grid(tmp_path, GRID + "screening: {rule: lr, at: 0.5, thresholds: {from: nowhere}}\n")
