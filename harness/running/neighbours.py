@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.utils import flatten_dict
@@ -102,9 +103,30 @@ class Neighbours(FIFOScheduler):
         stops = action != TrialScheduler.CONTINUE and step < length
         if stops and trial.hash in self._running and trial.hash not in self._stopped:
             self._stopped.add(trial.hash)
-            metric, name = self._metrics[trial.task_label][0], self._screening.rule
-            reason = f"{name} at step {step} of {length}: {metric} {score:.6g} is worse than its neighbours' allow"
+            (metric, mode), name = self._metrics[trial.task_label], self._screening.rule
+            found, allowed = bar(rule, shown, result["share"])
+            side = "at least" if mode == "max" else "at most"
+            reason = (
+                f"{name} at step {step} of {length}: {metric} {found:.6g}, its neighbours allow {side} {allowed:.6g}"
+            )
             self._results.trial(trial.hash).leave_verdict(self._screening.mark, trial.code, reason)
+
+
+def bar(rule: AsyncHyperBandScheduler | MedianStoppingRule, stopped: Any, share: float) -> tuple[float, float]:
+    """The score by which a rule has stopped a trial, and what it had to reach: as the rule computed them, which it does not tell.
+
+    ASHA: the trial's score at the rung, and the quantile of those that were there before. Median: the trial's best score so
+    far, and the median of the others' means.
+    """
+    if isinstance(rule, AsyncHyperBandScheduler):
+        bracket = rule._trial_info[stopped.trial_id]
+        rung = next(scores for _, scores in bracket._rungs if stopped.trial_id in scores)  # the highest comes first
+        before = {trial: score for trial, score in rung.items() if trial != stopped.trial_id}
+        sign = rule._metric_op or 1.0  # Tune keeps the scores so that more is better
+        return sign * rung[stopped.trial_id], sign * float(bracket.cutoff(before))
+    others = [other for other in rule._trials_beyond_time(share) if other != stopped]
+    means = [rule._running_mean(other, share) for other in others]
+    return float(rule._best_result(stopped)), float(np.median([mean for mean in means if math.isfinite(mean)]))
 
 
 def tune_rule(screening: Screening, mode: str) -> AsyncHyperBandScheduler | MedianStoppingRule:

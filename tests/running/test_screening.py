@@ -252,7 +252,7 @@ def test_neighbours_by_hand_and_after_a_restart(
     neighbours = Neighbours(screening, planned, hashes, memory)  # 5 against 10 and 20; 30 against 5, 10 and 20
     assert stopped() == [2]
     reason = memory.trial(trials[2].hash).verdict(screening.mark, trials[2].code)
-    assert reason == f"{screening.rule} at step 32 of 128: val/return 5 is worse than its neighbours' allow"
+    assert reason == f"{screening.rule} at step 32 of 128: val/return 5, its neighbours allow at least 15"
     assert memory.trial(trials[2].hash).verdict("another rule", trials[2].code) == ""
     assert memory.trial(trials[2].hash).verdict(screening.mark, "other code") == ""
     for index, score in ((0, 8.0), (1, 7.0)):
