@@ -82,12 +82,15 @@ MALFORMED = [
     Malformed("start", GOOD + "start: {from: adamw}\n", "start", ("at: SHARE", "of: TASK")),
     Malformed("stacked", GOOD + "stacked: 8\n", "stacked", ("8", "true or false")),
     Malformed("ranks", GOOD + "resources: {ranks: 0}\n", "resources.ranks", ("found 0", "at least 1")),
-    Malformed("batch over ranks", GOOD + "resources: {ranks: 3}\n", "resources.ranks", ("found 3", "64 samples")),
+    Malformed(
+        "batch over ranks", GOOD + "resources: {ranks: 3}\n", "resources.ranks", ("found 3", "64 samples"), heavy=True
+    ),
     Malformed(
         "federated on ranks",
         grid(tasks="[digits/federated]", methods="[fed_avg]") + "resources: {ranks: 2}\n",
         "resources.ranks",
         ("found 2", "allowed: 1 for a federated task"),
+        heavy=True,
     ),
     # Names.
     Malformed("unknown task", grid(tasks="[digits/mpl]"), "tasks[0]", ("digits/cnn", "did you mean 'digits/mlp'?")),
