@@ -46,13 +46,8 @@ class Child:
     def __init__(
         self, results: Path, registry: Registry, commit_every: float, shared: mmap.mmap, seat: Seat | None
     ) -> None:
-        self.results, self.registry, self.commit_every, self.shared, self.seat = (
-            results,
-            registry,
-            commit_every,
-            shared,
-            seat,
-        )
+        self.results, self.registry, self.commit_every = results, registry, commit_every
+        self.shared, self.seat = shared, seat
         self.follows = seat is not None and seat.index > 0
 
     def live(self, orders: Sequence[UnitTrial], gpu_share: float) -> NoReturn:

@@ -82,7 +82,8 @@ class Warm:
         while (message := self.hear()) is not None:
             if message["op"] == "run":
                 orders = [UnitTrial(**order) for order in message["orders"]]
-                self.run(orders, Limits(**message["limits"]), message["seat"])
+                seat = Seat(**message["seat"]) if message["seat"] else None
+                self.run(orders, Limits(**message["limits"]), seat)
                 if self.stopping is not None:
                     return
 
@@ -103,7 +104,7 @@ class Warm:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.channel.sendall(json.dumps(message).encode() + b"\n")
 
-    def run(self, orders: Sequence[UnitTrial], limits: Limits, seat: dict[str, Any] | None) -> None:
+    def run(self, orders: Sequence[UnitTrial], limits: Limits, seat: Seat | None) -> None:
         """Forks a child for a trial, or for the seeds of a stack, watches it to its end, and tells how each trial ended.
 
         Args:
@@ -111,12 +112,13 @@ class Warm:
             limits: what the child may take.
             seat: the child's place among the ranks of a trial that has several.
         """
-        started, place = time.time(), Seat(**seat) if seat else None
+        started = time.time()
         self.shared[:] = bytes(len(self.shared))
+        child = Child(self.results, self.registry, self.commit_every, self.shared, seat)
         pid = os.fork()
         if pid == 0:
             self.channel.close()
-            Child(self.results, self.registry, self.commit_every, self.shared, place).live(orders, limits.gpu_share)
+            child.live(orders, limits.gpu_share)
         cause = self.watch(pid, orders[0], limits)
         _, waited = os.waitpid(pid, 0)
         for number, order in enumerate(orders):
@@ -124,7 +126,7 @@ class Warm:
             told: str | None = status
             if status in (Status.FAILED, Status.OUT_OF_MEMORY) and len(orders) > 1 and not self._ended(order, started):
                 told = APART
-            elif status is not None and not (place and place.index):  # the first rank alone has records
+            elif status is not None and not child.follows:  # the first rank alone has records
                 result = Result(order.hash, status, order.code, started=started, ended=time.time(), reason=reason)
                 told, reason = self._leave(result, order)
             self.say(event="ended", hash=order.hash, status=told, reason=reason)
