@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from papers_figures import figures_of
 from papers_pictures import picture
+from papers_published import PUBLISHED
 from papers_regimes import section as regimes_section
 from papers_tables import about, cells, csv, escaped, facts, kind, minutes, part_rows, table, verdict_rows
 
@@ -132,6 +133,11 @@ RULES = (
     "return of a seed's runs minus the best of those kept.",
 )
 
+RELEASED = (
+    "What the authors released, against what they state; the numbers are in [published/](papers/published/oui_decay.tsv) and",
+    "`docs/papers_published.py` computes each row with the code of `methods/`.",
+)
+
 NUMBERS = (
     "Numbers by seed are positive where the statement holds: differences, or how far a value lies beyond the bound that the",
     "claim names. *Detectable* is the effect that the grid finds in 80 % of cases, in the same unit; the two p-values, of the",
@@ -231,7 +237,16 @@ def overview(docs: Path) -> str:
         if one["verdicts"]:
             columns = ["", "statement", "verdict", "numbers"]
             lines += table(columns, ([*claim_row(verdict)] for verdict in one["verdicts"]))
+    lines += ["## Published numbers, judged without training", "", *RELEASED, ""]
+    lines += table(["arXiv", "statement", "verdict", "numbers"], published_rows())
     return "\n".join(lines).rstrip() + "\n"
+
+
+def published_rows() -> Iterator[list[str]]:
+    """The statements that released numbers decide, each with its verdict."""
+    for one in PUBLISHED:
+        found, numbers = one.answer()
+        yield [one.arxiv, escaped(one.statement), f"**{found}**", escaped(numbers)]
 
 
 def plain_told(one: dict[str, Any]) -> str:

@@ -21,6 +21,10 @@ from harness.training.loop import Interrupted
 from harness.training.together import run_stack
 from harness.training.trial import Course, run_trial
 
+DOCS = Path(__file__).parents[1] / "docs"
+RELEASED = DOCS / "papers" / "published"
+"""What the papers' authors released: docs/papers_published.py says what."""
+
 TROUBLE = """
 import os, signal, sys, time
 import torch

@@ -215,6 +215,7 @@ def test_the_summary_and_the_methods_are_filled_from_what_was_written(
     summary = papers.overview(docs)
     assert "[tiny](papers/tiny.md)" in summary and "1 claim: 1 undecided; 2 controls as planted." in summary
     assert summary.count("not run yet") == len(papers.PAPERS)
+    assert summary.count("| 2605.10161 | OUIDecay is best in 7 of 8 settings") == 2
     (docs / "methods").mkdir()
     page = docs / "methods" / "sgd.md"
     marked = "<!-- result of {} -->\nold\n<!-- end of result -->\n"

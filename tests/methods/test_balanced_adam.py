@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support import bare_digits, run
+from support import RELEASED, bare_digits, run
 
 from harness.conformance import run_short, short_spec
 from harness.identity import Part
@@ -23,7 +23,7 @@ from harness.registry import Registry
 from harness.training.horizon import steps_to_best
 from methods.balanced_adam import GRID, BalancedAdam, cvar, gaps, refresh_beta, rounded_horizon
 
-LINES = [line.split("\t") for line in (Path(__file__).parent / "beta_sweep.tsv").read_text().splitlines()]
+LINES = [line.split("\t") for line in (RELEASED / "beta_sweep.tsv").read_text().splitlines()]
 RUNS = [
     (split, float(horizon), dict(zip(map(float, LINES[0][3:]), map(float, losses), strict=True)))
     for split, _, horizon, *losses in LINES[1:]

@@ -1,12 +1,12 @@
 """FedOUI and FedAlign against every released round, the fallbacks against second implementations, and trials of them."""
 
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy import optimize, special, stats
+from support import RELEASED
 
 from harness.conformance import Ran, run_short
 from harness.identity import Part, TrialSpec
@@ -18,7 +18,7 @@ from tasks.federated import FederatedDigits
 SIZES = [210, 226, 66, 40, 17]
 OUI = [0.12646484375, 0.25732421875, 0.31005859375, 0.31787109375, 0.37158203125]
 ALIGNMENT = [0.8231560588, 0.4182825685, 0.0588108748, 0.3417575955, 0.0513370410]
-RELEASED = ("fedavg", "fedalign", "fedoui", "fedoui_align")
+RULES = ("fedavg", "fedalign", "fedoui", "fedoui_align")
 
 
 def spec(*methods: Part, seed: int = 0, **recipe: object) -> TrialSpec:
@@ -45,12 +45,12 @@ def test_the_golden_round() -> None:
 
 def test_all_released_rounds() -> None:
     """2,000 rounds of the authors' runs: 500 of each method, among them compositions whose factors multiply once."""
-    released = np.load(Path(__file__).parent / "fedoui_rounds.npz")
-    seen = dict.fromkeys(RELEASED, 0)
+    released = np.load(RELEASED / "fedoui_rounds.npz")
+    seen = dict.fromkeys(RULES, 0)
     for method, sizes, oui, alignment, weight in zip(
         *(released[name] for name in ("method", "sizes", "oui_2048", "alignment", "weight")), strict=True
     ):
-        name, oui = RELEASED[method], oui / 2048
+        name, oui = RULES[method], oui / 2048
         both = sizes * fed_oui.factors(oui) * fed_align.factors(alignment)
         computed = {
             "fedavg": sizes / sizes.sum(),
