@@ -111,13 +111,13 @@ def more_often_than_chance(hits: int, rows: int, chance: float) -> Answer:
 
 
 def hardness_target() -> Answer:
-    """The hardness at which the gate is nowhere more than 0.005 off ReLU."""
+    """The hardness at which the integral of a gate's distance from a step is 0.005."""
     target = target_hardness(0.005)
     return outcome(round(target, -1) == 160), f"{target:.3f}"
 
 
 PUBLISHED = (
-    Published("2603.21991", "a gate 0.005 off ReLU at most needs a hardness of about 160", hardness_target),
+    Published("2603.21991", "gates within 0.005 of a step, by the integral of the distance, have a hardness of about 160", hardness_target),
     Published(
         "2601.21739",
         "the smoothest updates of a row of the released ResNet-18 grid are those at equal betas",
