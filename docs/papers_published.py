@@ -117,7 +117,11 @@ def hardness_target() -> Answer:
 
 
 PUBLISHED = (
-    Published("2603.21991", "gates within 0.005 of a step, by the integral of the distance, have a hardness of about 160", hardness_target),
+    Published(
+        "2603.21991",
+        "a gate whose distance from a step has the integral 0.005 has a hardness of about 160",
+        hardness_target,
+    ),
     Published(
         "2601.21739",
         "the smoothest updates of a row of the released ResNet-18 grid are those at equal betas",

@@ -242,6 +242,9 @@ def _method_checks(item: Item, registry: Registry) -> Checks:
         yield f"{task}: compositions keep their order", partial(_order_counts, task, built, item.name, registry)
         if "clients" not in registry.build_task(task, {}).offers:
             yield f"{task}: two ranks stay together", partial(_ranks_stay_together, task, item.name, registry)
+    for task in families:
+        if "clients" in registry.build_task(task, {}).offers:
+            yield f"{task}: two ranks make the rounds of one", partial(_ranks_share_clients, task, item.name, registry)
 
 
 def _method_on(task: str, built: Method, name: str, registry: Registry) -> Checks:
@@ -302,20 +305,28 @@ def _order_counts(task: str, built: Method, name: str, registry: Registry) -> bo
 
 def _ranks_stay_together(task: str, name: str, registry: Registry) -> bool:
     """After each has trained on its half of every batch, two ranks hold the same weights, to the bit."""
-    spec = short_spec(registry, task, [Part(name)])
-
-    def digest(ranks: Ranks) -> str:
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            settings(spec),
-            Attempt(Path(folder), spec.hash, spec.to_json(), "check") as attempt,
-        ):
-            training = set_up(spec, registry, attempt, ranks)
-            _train(training)
-            return weights_digest(training.state.model)
-
-    first, second = on_ranks(2, digest)
+    first, second = on_ranks(2, partial(_outcome, short_spec(registry, task, [Part(name)]), registry))
     return first == second
+
+
+def _ranks_share_clients(task: str, name: str, registry: Registry) -> bool:
+    """Two ranks that share the clients of each round end where one does that visits all, to the bit."""
+    work = partial(_outcome, short_spec(registry, task, [Part(name)]), registry)
+    first, second = on_ranks(2, work)
+    return first == second == work(Ranks())
+
+
+def _outcome(spec: TrialSpec, registry: Registry, ranks: Ranks) -> str:
+    """What a run comes to on a rank: its weights, and what was counted on the way."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        settings(spec),
+        Attempt(Path(folder), spec.hash, spec.to_json(), "check") as attempt,
+    ):
+        training = set_up(spec, registry, attempt, ranks)
+        _train(training)
+        counts = {"samples": training.samples, **training.workload.progress()}
+        return f"{weights_digest(training.state.model)} {counts} {training.trajectory}"
 
 
 def _finite(ran: Ran) -> bool:

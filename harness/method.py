@@ -21,6 +21,9 @@ OWNABLE = frozenset({"optimizer", "decay", "betas", "gates", "aggregation"})
 Groups = list[dict[str, Any]]
 """Parameter groups as `torch.optim` takes them. `lr_factor` multiplies the group's learning rate."""
 
+Shared = dict[str, Any]
+"""Tensors, numbers, texts, lists, tuples and dicts of them: what one rank can give to the others."""
+
 
 class Ranks:
     """The ranks of a data-parallel trial. This one stands for a trial that runs alone."""
@@ -38,6 +41,10 @@ class Ranks:
 
     def average_gradients(self, model: nn.Module, share: float) -> None:
         """Replaces each gradient by the sum over ranks of its `share` of the batch times its gradient."""
+
+    def share(self, owner: int, content: Shared) -> Shared:
+        """What rank `owner` gives, on every rank; what the others give is not looked at."""
+        return content
 
 
 @dataclass
@@ -121,6 +128,9 @@ class Client:
     index: int
     size: int
     state: State
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    """What the client keeps from visit to visit, empty at its first: a method puts tensors of its own there, under names that
+    begin with its own. It is saved with the trial, and lies on the model's device."""
 
 
 @dataclass

@@ -125,8 +125,8 @@ class FederatedWorkload(Workload):
         What follows is a function of the trial's streams, the client and the round: another visit shifts nothing.
         """
 
-    def count_traffic(self, up: int, down: int) -> None:
-        """Told once a round how many bytes its clients sent and received."""
+    def count(self, steps: int, up: int, down: int) -> None:
+        """Told once a round how many steps its clients took, and how many bytes they sent and received."""
 
     def server_change(self, change: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the server adds to its weights, of the aggregated change: the place of a server optimizer."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from harness import Client, Method, Server, register_method
@@ -35,22 +33,12 @@ class FedBN(Method):
     needs = frozenset({"clients"})
     source = "Li et al. 2021, arXiv 2102.07623"
 
-    def __post_init__(self) -> None:
-        self._clients: dict[int, dict[str, Tensor]] = {}
-
     def start_client(self, client: Client, server: Server) -> None:
-        own = self._clients.get(client.index, {})
         for name, tensor in batch_norm_tensors(client.state.model).items():
-            if name in own:
-                tensor.copy_(own[name])
+            if f"bn/{name}" in client.memory:
+                tensor.copy_(client.memory[f"bn/{name}"])
 
     def finish_client(self, client: Client) -> dict[str, Tensor]:
         found = batch_norm_tensors(client.state.model)
-        self._clients[client.index] = {name: tensor.clone() for name, tensor in found.items()}
+        client.memory |= {f"bn/{name}": tensor.clone() for name, tensor in found.items()}
         return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"clients": self._clients}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._clients = state["clients"]

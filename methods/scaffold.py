@@ -30,7 +30,6 @@ class Scaffold(Method):
 
     def __post_init__(self) -> None:
         self._server: Tensors = {}
-        self._clients: dict[int, Tensors] = {}
         self._sums: Tensors = {}
         self._corrections: list[tuple[Tensor, Tensor, Tensor]] = []
         self._count = 0
@@ -40,10 +39,10 @@ class Scaffold(Method):
         zeros = {name: torch.zeros_like(p) for name, p in named.items()}
         self._server = {name: self._server.get(name, zero).to(zero.device) for name, zero in zeros.items()}
         self._count = len(client.state.workload.sizes)  # type: ignore[attr-defined]
-        own = self._clients.get(client.index, {})
+        own = _controls(client.memory)
         self._sums = {name: torch.zeros_like(p) for name, p in named.items()}
         self._corrections = [
-            (p, self._sums[name], self._server[name] - own[name].to(p.device) if own else self._server[name].clone())
+            (p, self._sums[name], self._server[name] - own[name] if own else self._server[name].clone())
             for name, p in named.items()
         ]
         server.payload |= {f"control/{name}": control for name, control in self._server.items()}
@@ -55,10 +54,10 @@ class Scaffold(Method):
                 parameter.grad.add_(correction)
 
     def finish_client(self, client: Client) -> Tensors:
-        own = {name: total / client.state.step for name, total in self._sums.items()}
-        before = self._clients.get(client.index)
-        self._clients[client.index] = own
-        return {f"control/{name}": c - before[name].to(c.device) if before else c.clone() for name, c in own.items()}
+        before = dict(client.memory)
+        own = {f"control/{name}": total / client.state.step for name, total in self._sums.items()}
+        client.memory |= own
+        return {name: c - before[name] if name in before else c.clone() for name, c in own.items()}
 
     def after_aggregate(self, server: Server, updates: Sequence[Update]) -> None:
         for update in updates:
@@ -66,7 +65,11 @@ class Scaffold(Method):
                 control.add_(update.payload[f"control/{name}"], alpha=1 / self._count)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"server": self._server, "clients": self._clients}
+        return {"server": self._server}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._server, self._clients = state["server"], state["clients"]
+        self._server = state["server"]
+
+
+def _controls(tensors: Tensors) -> Tensors:
+    return {name.removeprefix("control/"): tensor for name, tensor in tensors.items() if name.startswith("control/")}

@@ -162,7 +162,6 @@ class FederatedClassification(FederatedWorkload):
             late = self._streams.fresh(f"data/{round}/{client}/straggler")
             if float(torch.rand((), generator=late)) < self._recipe.stragglers:
                 steps = int(torch.randint(1, steps + 1, (), generator=late))
-        self._done |= {"rounds": round + 1, "client_steps": self._done["client_steps"] + steps}
         return steps
 
     def _visit(self, client: int, generator: torch.Generator) -> Iterator[Batch]:
@@ -189,9 +188,9 @@ class FederatedClassification(FederatedWorkload):
     def server_change(self, change: dict[str, Tensor]) -> dict[str, Tensor]:
         return self._server(change, {name for name, _ in self.model.named_parameters()})
 
-    def count_traffic(self, up: int, down: int) -> None:
-        self._done["bytes_up"] += up
-        self._done["bytes_down"] += down
+    def count(self, steps: int, up: int, down: int) -> None:
+        for name, more in {"rounds": 1, "client_steps": steps, "bytes_up": up, "bytes_down": down}.items():
+            self._done[name] += more
 
     def objective(self, model: nn.Module, batch: Batch) -> Objective:
         return cross_entropy_objective(model, batch)

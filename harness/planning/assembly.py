@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.identity import Part, Requirement, Seeds, TrialSpec, code_digest
+from harness.names import split_control
 from harness.options import check
 from harness.planning.axes import Taken
 from harness.planning.cells import Cell, lay_out
@@ -182,7 +183,7 @@ class Assembler:
         built = self.tasks[cell.task.label]
         resources, asked = self.grid.resources(cell.task.name, cell.method.name)
         recipe = self._recipe(cell, built)
-        if reason := _unshareable(recipe, resources.ranks):
+        if reason := _unshareable(recipe, resources.ranks, cell.method.parts):
             raise Where(self.grid.file, asked["ranks"]).error(f"found {resources.ranks}, allowed: {reason}")
         return TrialSpec(
             task=cell.task.name,
@@ -280,10 +281,12 @@ def _make(choice: Choice, build: Callable[[str, dict[str, Any]], T]) -> list[T]:
     return made
 
 
-def _unshareable(recipe: Recipe, ranks: int) -> str:
-    """What is allowed instead, where so many ranks cannot share a step; empty if they can."""
-    if ranks > 1 and hasattr(recipe, "rounds"):
-        return "1 for a federated task, whose clients are visited by one process"
+def _unshareable(recipe: Recipe, ranks: int, parts: Sequence[Part]) -> str:
+    """What is allowed instead, where so many ranks cannot share a step or a round; empty if they can."""
+    if clients := getattr(recipe, "clients_per_round", None):
+        if ranks > 1 and any(split_control(part.name)[0] in ("delayed", "replay") for part in parts):
+            return "1 for delayed and replay in a federated task: they follow what one client after another does"
+        return f"at most the {clients} clients of a round" if ranks > clients else ""
     if recipe.batch % ranks:
         return f"a number that divides the {recipe.batch} samples of a batch"
     return ""

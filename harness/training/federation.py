@@ -2,9 +2,11 @@
 
 A round is a step of the server: what records, evaluations and schedules of a federated trial count. The clients of a round
 are simulated one after the other on the one resident model. A visit is a function of the server's weights, the client and
-the round: it starts from the server's tensors, with an optimizer, a default random stream and batches of its own, so the
-order of the visits does not matter. Methods are resident too, and live as long as the trial: one that keeps something over
-the steps of a client starts it anew in `start_client`.
+the round: it starts from the server's tensors, with an optimizer, a default random stream and batches of its own, so neither
+their order matters nor who makes them: several ranks share the clients of a round, in waves of one client each, and every rank
+takes in every visit in the order of the clients, so that all of them have the bits of one alone. Methods are resident too, and
+live as long as the trial: one that keeps something over the steps of a client starts it anew in `start_client`, and what it
+keeps from one visit of a client to the next lies in the client's `memory`.
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from harness.composition import Composition
-from harness.method import Client, Method, Round, Server, State, Update, add_scaled, weighted_sum
+from harness.method import Client, Method, Ranks, Round, Server, Shared, State, Update, add_scaled, weighted_sum
 from harness.task import FederatedWorkload
-from harness.training.state import Training
+from harness.training.state import Interval, Training
 from harness.training.stepping import Diverged, build_optimizer, set_rate, take_step
 
 
@@ -76,21 +78,40 @@ def _visits(
     start: dict[str, Tensor],
     sums: dict[int, Tensor],
 ) -> Iterable[Update]:
-    """The participants' visits one after the other; what they sent and received is counted at the end.
+    """The participants' visits in their order; what they did, sent and received is counted at the end.
 
     `sums` gets the sum of each update, unread: it tells who sent what is not finite, if that is ever asked.
     """
     assert isinstance(training.workload, FederatedWorkload)
-    up = down = 0
-    for index in chosen:
-        server.payload = {}
-        _assign(live, start)
-        update = _visit(training, server, index, live)
-        up += _bytes(update.delta) + _bytes(update.payload)
-        down += _bytes(server.weights) + _bytes(server.payload)
-        sums[index] = torch.stack([tensor.sum() for tensor in update.delta.values()]).sum()
-        yield update
-    training.workload.count_traffic(up, down)
+    ranks, steps, up, down = training.state.ranks, 0, 0, 0
+    for first in range(0, len(chosen), ranks.world):
+        wave = chosen[first : first + ranks.world]
+        own: Shared = {}
+        if ranks.index < len(wave):
+            _assign(live, start)
+            own = _visit(training, server, wave[ranks.index], live)
+        for owner, index in enumerate(wave):
+            visit = ranks.share(owner, own)
+            update = _take_note(training, index, visit)
+            steps += visit["steps"]
+            up += _bytes(update.delta) + _bytes(update.payload)
+            down += _bytes(server.weights) + visit["down"]
+            sums[index] = torch.stack([tensor.sum() for tensor in update.delta.values()]).sum()
+            yield update
+    training.workload.count(steps, up, down)
+
+
+def _take_note(training: Training, index: int, visit: Shared) -> Update:
+    """Takes in what a visit left behind, on whichever rank it was made, and returns what the client sent."""
+    assert isinstance(training.workload, FederatedWorkload)
+    if "diverged" in visit:
+        raise Diverged(visit["diverged"])
+    training.samples += visit["samples"]
+    training.interval.merge(visit["sums"], visit["count"])
+    training.state.actions += visit["actions"]
+    if visit["memory"]:
+        training.clients[index] = visit["memory"]
+    return Update(index, training.workload.sizes[index], visit["delta"], visit["payload"])
 
 
 def _bytes(tensors: dict[str, Tensor]) -> int:
@@ -131,31 +152,48 @@ def _participants(workload: FederatedWorkload, round: int) -> list[int]:
     return chosen
 
 
-def _visit(training: Training, server: Server, index: int, live: dict[str, Tensor]) -> Update:
-    """A client's visit: its local steps with an optimizer of its own, and what it sends back."""
-    state, method, workload = training.state, training.method, training.workload
+def _visit(training: Training, server: Server, index: int, live: dict[str, Tensor]) -> Shared:
+    """A client's visit on this rank: its local steps with an optimizer of its own, and all that it leaves behind."""
+    state, workload = training.state, training.workload
     assert isinstance(workload, FederatedWorkload)
+    client = Client(index, workload.sizes[index], state, dict(training.clients.get(index, {})))
+    actions, state.actions = state.actions, []
+    ranks, state.ranks = state.ranks, Ranks()  # a visit is one rank's own
+    try:
+        return _trained(training, server, client, live)
+    except Diverged as error:
+        return {"diverged": f"{error} of client {index} in round {server.round}"}
+    finally:
+        state.actions, state.ranks = actions, ranks
+
+
+def _trained(training: Training, server: Server, client: Client, live: dict[str, Tensor]) -> Shared:
+    state, method, workload, index = training.state, training.method, training.workload, client.index
+    assert isinstance(workload, FederatedWorkload)
+    server.payload = {}
     _seed_default(state.streams.seed(f"method/{server.round}/{index}"))
     state.horizon = workload.enter(index, server.round)
     state.step = 0
     state.optimizer = build_optimizer(method, state)
     set_rate(state, state.recipe.rate_factor(server.round))
-    client = Client(index, workload.sizes[index], state)
-    before = len(state.actions)
+    samples, interval = 0, Interval()
     method.start_client(client, server)
     for _ in range(state.horizon):
-        try:
-            training.samples += take_step(state, method)
-        except Diverged as error:
-            raise Diverged(f"{error} of client {index} in round {server.round}") from error
-        training.interval.add(state.objectives, state.ranks)
+        samples += take_step(state, method)
+        interval.add(state.objectives, state.ranks)
     payload = method.finish_client(client)
-    # A client's steps are its own: in the trial's records an action has the round, and its name says whose and which step.
-    state.actions[before:] = [
-        (server.round, f"{name}/{index}/{step}", values) for step, name, values in state.actions[before:]
-    ]
-    delta = {name: live[name] - sent for name, sent in server.weights.items()}
-    return Update(index, client.size, delta, payload)
+    return {
+        "delta": {name: live[name] - sent for name, sent in server.weights.items()},
+        "payload": payload,
+        "memory": client.memory,
+        "steps": state.horizon,
+        "samples": samples,
+        "sums": interval.sums,
+        "count": interval.count,
+        # A client's steps are its own: in the trial's records an action has the round, and its name says whose and which step.
+        "actions": [(server.round, f"{name}/{index}/{step}", values) for step, name, values in state.actions],
+        "down": _bytes(server.payload),
+    }
 
 
 def _seed_default(seed: int) -> None:

@@ -9,9 +9,10 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
 
-from harness.method import Ranks
+from harness.method import Ranks, Shared
 from harness.resources import Seat
 from harness.task import Batch
+from harness.training.state import mapped, pack, unpack
 
 PATIENCE = timedelta(minutes=10)
 """How long a rank waits for the others: one may be writing a checkpoint, or evaluating on a busier machine."""
@@ -45,11 +46,45 @@ class DistributedRanks(Ranks):
     def __init__(self) -> None:
         self.index = distributed.get_rank()
         self.world = distributed.get_world_size()
+        self.device = torch.device("cuda" if distributed.get_backend() == "nccl" else "cpu")
 
     def reduce(self, value: Tensor) -> Tensor:
         total = value.detach().clone()
         self._add_up(total)
         return total / self.world
+
+    def share(self, owner: int, content: Shared) -> Shared:
+        """Copied exactly, and laid out alike on every rank, so that what all compute of it has the same bits.
+
+        Raises:
+            PeerLost: if a rank is gone.
+        """
+        mine = self.index == owner
+        content = mapped(content, self._dense) if mine else {}
+        outline = self._bytes(owner, pack(mapped(content, lambda tensor: tensor.to("meta"))) if mine else b"")
+        if not mine:
+            content = mapped(unpack(outline), lambda tensor: torch.empty_like(tensor, device=self.device))
+        mapped(content, lambda tensor: self._send(owner, tensor))
+        return content
+
+    def _dense(self, tensor: Tensor) -> Tensor:
+        tensor = tensor.detach().to(self.device)
+        return tensor if _flat(tensor).is_contiguous() else tensor.contiguous()
+
+    def _bytes(self, owner: int, content: bytes) -> bytes:
+        size = self._send(owner, torch.tensor([len(content)], device=self.device))
+        values = torch.zeros(int(size), dtype=torch.uint8, device=self.device)
+        if self.index == owner:
+            values.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+        return self._send(owner, values).cpu().numpy().tobytes()
+
+    def _send(self, owner: int, tensor: Tensor) -> Tensor:
+        """Puts the owner's values in the place of every rank's."""
+        try:
+            distributed.broadcast(_flat(tensor), owner)
+        except RuntimeError as error:
+            raise PeerLost(f"rank {self.index} has lost another rank ({error})") from error
+        return tensor
 
     def _add_up(self, values: Tensor) -> None:
         """Puts the sum over the ranks in the place of `values`: the same bits on every rank.
@@ -84,3 +119,8 @@ class DistributedRanks(Ranks):
         for gradient in gradients:
             gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
             offset += gradient.numel()
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """The tensor with its dimensions in the order in which they lie in memory: contiguous, if there are no gaps."""
+    return tensor.permute(sorted(range(tensor.ndim), key=tensor.stride, reverse=True))

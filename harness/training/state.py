@@ -6,7 +6,7 @@ import hashlib
 import io
 import pickle
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,10 +45,14 @@ class Interval:
 
     def add(self, objectives: list[Objective], ranks: Ranks) -> None:
         for objective in objectives:
-            for name, value in {"loss": objective.value, **(objective.metrics or {})}.items():
-                value = ranks.reduce(value.detach())
-                self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.count += len(objectives)
+            values = {"loss": objective.value, **(objective.metrics or {})}
+            self.merge({name: ranks.reduce(value.detach()) for name, value in values.items()}, 1)
+
+    def merge(self, sums: dict[str, torch.Tensor], count: int) -> None:
+        """Adds sums over so many further steps."""
+        for name, value in sums.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.count += count
 
     def take(self) -> dict[str, float]:
         means = {f"train/{name}": float(total) / self.count for name, total in self.sums.items()}
@@ -85,6 +89,8 @@ class Training:
     """What the probes measured last."""
     keep: Sequence[str] = ()
     """Checkpoints that stay for trials that start from them."""
+    clients: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
+    """Federated: what each client keeps from visit to visit, where it keeps anything."""
     screen: Screen | None = None
     """The rule that may stop the trial early: no part of its identity, for it changes no number of a trial that goes on."""
     width: int = 1
@@ -120,6 +126,7 @@ class Training:
                 "reached": self.reached,
                 "acted": self.acted,
                 "probed": self.probed,
+                "clients": self.clients,
             }
         )
 
@@ -144,6 +151,7 @@ class Training:
         device = next(self.state.model.parameters()).device
         sums = {name: total.to(device) for name, total in saved["sums"].items()}
         self.interval = Interval(sums, saved["count"])
+        self.clients = mapped(saved["clients"], lambda tensor: tensor.to(device))
         self.clock.seconds, self.samples = saved["seconds"], saved["samples"]
         self.best_score, self.best_step = saved["best"]
         self.trajectory, self.acted, self.probed = saved["trajectory"], saved["acted"], saved["probed"]
@@ -154,19 +162,24 @@ class Training:
 def pack(content: dict[str, Any]) -> bytes:
     """A checkpoint as bytes. Of a tensor that is a part of a larger one, the part."""
     buffer = io.BytesIO()
-    torch.save(_apart(content), buffer)
+    torch.save(mapped(content, _apart), buffer)
     return buffer.getvalue()
 
 
-def _apart(content: Any) -> Any:
-    """The same with tensors of their own in the place of views: with a view, `torch.save` writes all that lies behind it."""
+def mapped(content: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """The same with `change` of each tensor in its place, in order, however deep it lies in dicts, lists and tuples."""
     if isinstance(content, torch.Tensor):
-        return content.detach().clone() if content.untyped_storage().nbytes() > content.nbytes else content
+        return change(content)
     if isinstance(content, dict):
-        return type(content)((name, _apart(value)) for name, value in content.items())
+        return type(content)((name, mapped(value, change)) for name, value in content.items())
     if isinstance(content, list | tuple):
-        return type(content)(_apart(value) for value in content)
+        return type(content)(mapped(value, change) for value in content)
     return content
+
+
+def _apart(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of its own in the place of a view: with a view, `torch.save` writes all that lies behind it."""
+    return tensor.detach().clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
 
 def unpack(content: bytes) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class Pulls(FederatedWorkload):
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
         return {}
 
-    def count_traffic(self, up: int, down: int) -> None:
+    def count(self, steps: int, up: int, down: int) -> None:
         self.traffic.append((up, down))
 
     @property

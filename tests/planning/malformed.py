@@ -86,10 +86,10 @@ MALFORMED = [
         "batch over ranks", GOOD + "resources: {ranks: 3}\n", "resources.ranks", ("found 3", "64 samples"), heavy=True
     ),
     Malformed(
-        "federated on ranks",
-        grid(tasks="[digits/federated]", methods="[fed_avg]") + "resources: {ranks: 2}\n",
+        "more ranks than clients",
+        grid(tasks="[digits/federated]", methods="[fed_avg]") + "resources: {ranks: 11}\n",
         "resources.ranks",
-        ("found 2", "allowed: 1 for a federated task"),
+        ("found 11", "at most the 10 clients of a round"),
         heavy=True,
     ),
     # Names.

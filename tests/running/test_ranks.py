@@ -25,6 +25,14 @@ seeds: 1
 recipes: [{set: {steps: 50, precision: float64, record_every: 1, evaluate_every: 10}}]
 """
 
+CLIENTS = """
+name: clients
+tasks: [digits/federated]
+methods: [scaffold + adamw, fed_oui + sgd]
+seeds: 1
+recipes: [{set: {rounds: 4, clients_per_round: 5, evaluate_every: 1}}]
+"""
+
 FAULTS = """
 name: rank-faults
 tasks: [digits/mlp]
@@ -43,10 +51,10 @@ def results_of(folder: Path) -> dict[str, Result]:
     return found
 
 
-def curves(folder: Path, ranks: int, *more: object) -> Curves:
+def curves(folder: Path, ranks: int, *more: object, grid_text: str = CURVES) -> Curves:
     """The metrics of every record of a grid's trials, on so many ranks."""
     folder.mkdir()
-    grid = write_grid(folder, CURVES)
+    grid = write_grid(folder, grid_text)
     asked = "resources={cpus: " + str(1 / ranks) + f", ranks: {ranks}}}"
     harness("run", grid, "--results", folder / "results", "--set", asked, *more)
     shown: Curves = {}
@@ -68,6 +76,12 @@ def test_one_two_and_four_ranks_give_one_curve(tmp_path: Path) -> None:
             assert [step for step, _ in together[hash]] == [step for step, _ in records]
             for (_, mine), (_, expected) in zip(together[hash], records, strict=True):
                 assert mine == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_ranks_share_the_clients_of_a_round(tmp_path: Path) -> None:
+    """Five clients over two ranks, one of which has the last wave alone: to the bit what one rank gives."""
+    alone, together = (curves(tmp_path / str(n), n, "--cpus", 1, grid_text=CLIENTS) for n in (1, 2))
+    assert together == alone
 
 
 def test_ranks_on_several_nodes(tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ import torch.multiprocessing as processes
 
 from harness.conformance import run_short, short_spec
 from harness.identity import Part, TrialSpec
+from harness.method import Ranks
 from harness.recording.records import Attempt
 from harness.registry import Registry
 from harness.training import loop
+from harness.training.forked import on_ranks
 from harness.training.ranks import DistributedRanks
 from harness.training.trial import set_up, settings
 
@@ -43,3 +45,21 @@ def test_a_batch_must_divide(monkeypatch: pytest.MonkeyPatch) -> None:
     ranks.index, ranks.world = 0, 2
     with pytest.raises(ValueError, match="found 3, must be a multiple of the 2 ranks"):
         ranks.shard({"inputs": torch.zeros(3, 1)})
+
+
+def test_what_a_rank_gives_arrives_as_it_was() -> None:
+    """Values, types and the layout in memory, however deep; a view comes without what lies around it."""
+    images = torch.arange(48.0).reshape(2, 2, 3, 4).to(memory_format=torch.channels_last)
+    given = {
+        "tensors": {"images": images, "view": torch.arange(10)[2:8:2], "one": torch.tensor(2.5, dtype=torch.float64)},
+        "rest": [("flags", torch.tensor([True, False])), torch.zeros(0, 3), 7, 0.1, "text", None],
+    }
+
+    def received(ranks: Ranks) -> str:
+        found = ranks.share(1, given if ranks.index == 1 else {})
+        tensors = found["tensors"]
+        assert tensors["images"].is_contiguous(memory_format=torch.channels_last)
+        return repr({name: (tensor.tolist(), tensor.dtype) for name, tensor in tensors.items()}) + repr(found["rest"])
+
+    expected = repr({name: (tensor.tolist(), tensor.dtype) for name, tensor in given["tensors"].items()})  # type: ignore[attr-defined]
+    assert on_ranks(3, received) == [expected + repr(given["rest"])] * 3
