@@ -19,6 +19,8 @@ class Resources:
     """Processes that share each step of a trial, data-parallel. Each gets the CPUs, GPUs and memory above."""
     custom: tuple[tuple[str, float], ...] = ()
     """Resources that the nodes of a cluster were given by name, and how much of each."""
+    expected: int | None = None
+    """Bytes that earlier trials of the cell took: a node is asked for them, and nothing is limited to them."""
 
     def __post_init__(self) -> None:
         custom = self.custom.items() if isinstance(self.custom, dict) else self.custom
@@ -27,7 +29,12 @@ class Resources:
     @property
     def bundle(self) -> dict[str, float]:
         """What one rank asks of a node, in Ray's names."""
-        asked = {"CPU": self.cpus, "GPU": self.gpus, "memory": float(self.memory or 0), **dict(self.custom)}
+        asked = {
+            "CPU": self.cpus,
+            "GPU": self.gpus,
+            "memory": float(self.memory or self.expected or 0),
+            **dict(self.custom),
+        }
         return {name: float(amount) for name, amount in asked.items() if amount}
 
     @property

@@ -170,10 +170,27 @@ def estimate(plan: Plan, view: Survey, results: Results, slots: int = 1) -> floa
     return total / max(1, slots)
 
 
+def peak_memory(plan: Plan, results: Results) -> dict[str, int]:
+    """Bytes that the largest finished trial of each cell took; where none of a cell is finished, of its task and method."""
+    peaks: dict[tuple[str, ...], int] = {}
+    by_hash = {trial.hash: trial for trial in plan.trials}
+    begun = _begun(results)
+    for hash, result in results.results(hash for hash in by_hash if hash in begun).items():
+        taken = int(result.metrics.get("system/peak_memory_mb", 0) * 2**20)
+        for key in _own_levels(by_hash[hash]):
+            peaks[key] = max(taken, peaks.get(key, 0))
+    known = {t.cell: next((peaks[key] for key in _own_levels(t) if peaks.get(key)), 0) for t in plan.trials}
+    return {cell: peak for cell, peak in known.items() if peak}
+
+
+def _own_levels(trial: PlannedTrial) -> tuple[tuple[str, ...], ...]:
+    """Groups of trials that are expected to take as much memory, the closest first."""
+    return (trial.cell,), (trial.task_label, trial.method_label)
+
+
 def _levels(trial: PlannedTrial) -> Iterable[tuple[str, ...]]:
     """Groups of trials that are expected to take as long, the closest first."""
-    yield (trial.cell,)
-    yield trial.task_label, trial.method_label
+    yield from _own_levels(trial)
     yield "task", trial.task_label, ""
     yield ()
 

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from harness.planning.plan import Plan, PlannedTrial
-from harness.planning.survey import survey
+from harness.planning.survey import peak_memory, survey
 from harness.planning.taking import Missing, take
 from harness.recording.environment import environment
 from harness.recording.grids import open_submission
@@ -32,7 +32,7 @@ from harness.running.scheduling import (
     run_units,
     this_machine,
 )
-from harness.running.units import Unit, UnitTrial, stack
+from harness.running.units import Unit, UnitTrial, packed, stack
 from harness.screening import NEIGHBOURS, Screening
 
 
@@ -90,7 +90,8 @@ class Run:
         self.console.print(f"{len(waiting)} of {len(self.plan.trials)} trials to run; starting Ray …", highlight=False)
         with cluster(self.options.address, self.options.cpus) as ray:
             check_feasible([trial.resources for trial in waiting], ray.nodes())
-            slots = int(sum(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]))
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            slots = int(sum(node.get("CPU", 0) for node in nodes))
             submission = open_submission(
                 self.results,
                 self.plan.name,
@@ -104,15 +105,16 @@ class Run:
             status = "interrupted"
             try:
                 with self._writer(), progress:
-                    self._stages(waiting, progress)
+                    self._stages(waiting, progress, nodes)
                 status = "interrupted" if self.outcome.interrupted else "finished"
             finally:
                 submission.close(status)
         if reason := self.outcome.unwritable():
             raise Infrastructure(f"{reason}; a rerun goes on once that is mended")
 
-    def _stages(self, waiting: Sequence[PlannedTrial], progress: Progress) -> None:
+    def _stages(self, waiting: Sequence[PlannedTrial], progress: Progress, nodes: Sequence[dict[str, float]]) -> None:
         hashes = {trial.hash for trial in waiting}
+        peaks = peak_memory(self.plan, self.results)
         listener = Metrics(progress, self.plan.name, len(hashes), self.results.grid(self.plan.name))
         scheduler = None
         if self.screening and self.screening.rule in NEIGHBOURS:
@@ -141,7 +143,8 @@ class Run:
                     "slots": progress.slots,
                     "since": time.time(),
                 }
-                self._take(run_units(stack(units, progress.slots), settings, listener, scheduler))
+                units = [packed(unit, peaks.get(unit.cell, 0), nodes) for unit in stack(units, progress.slots)]
+                self._take(run_units(units, settings, listener, scheduler))
             if self.outcome.interrupted or self.outcome.unwritable():
                 return
 

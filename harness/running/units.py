@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from harness.resources import Resources
@@ -63,6 +63,27 @@ class Unit:
     def processes(self) -> list[list[UnitTrial]]:
         """The trials of each process."""
         return [self.trials] if self.stacked else [[trial] for trial in self.trials]
+
+
+MEMORY_STEP = 256 * 2**20
+"""Bytes to which an expected memory is rounded up, so that cells which take about as much share workers."""
+
+
+def packed(unit: Unit, peak: int, nodes: Sequence[Mapping[str, float]]) -> Unit:
+    """The unit, asking for the memory that trials of its cell took before, where a node full of such trials would not hold them.
+
+    Args:
+        unit: whose grid may limit its memory: then that is what it asks for.
+        peak: bytes that a process of the cell took; 0 if nothing is known.
+        nodes: the resources of each node, by Ray's names.
+    """
+    asked = unit.resources
+    largest = max((node.get("memory", 0.0) for node in nodes), default=0.0)
+    expected = min(math.ceil(peak / MEMORY_STEP) * MEMORY_STEP, int(largest))
+    crowded = any(expected * (node.get("CPU", 0) // asked.cpus) > node.get("memory", 0) for node in nodes)
+    if asked.memory or not expected or not crowded:
+        return unit
+    return replace(unit, resources=replace(asked, expected=expected))
 
 
 def stack(units: Sequence[Unit], slots: int) -> list[Unit]:

@@ -1,4 +1,6 @@
-"""Units that ask for two GPUs, one and a quarter, on a cluster of fake GPUs: no deadlock, and no placement group is left."""
+"""What fits beside what: units that ask for two GPUs, one and a quarter, on a cluster of fake GPUs, without a deadlock and with no
+placement group left; and trials of which it is known how much memory they take.
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -6,6 +8,7 @@ from typing import Any
 
 import pytest
 from machines import Machines, machines, until
+from running.test_faults import SLOW, Place
 
 from harness.planning.grid import load_grid
 from harness.planning.plan import PlannedTrial, build_plan
@@ -14,9 +17,7 @@ from harness.registry import Registry
 from harness.resources import Resources
 from harness.running.driver import unit_of
 from harness.running.scheduling import Outcome, cluster, run_units
-from harness.running.units import Unit
-
-pytestmark = [pytest.mark.chaos, pytest.mark.slow]
+from harness.running.units import MEMORY_STEP, Unit, packed
 
 GRID = """
 name: packed
@@ -71,6 +72,8 @@ def run(ray: Any, given: list[Unit], folder: Path, scheduler: Any = None) -> Out
     return outcome
 
 
+@pytest.mark.chaos
+@pytest.mark.slow
 def test_units_of_three_sizes_share_the_gpus(gpus: Machines, tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
     trials = planned(tmp_path)
@@ -79,6 +82,8 @@ def test_units_of_three_sizes_share_the_gpus(gpus: Machines, tmp_path: Path) -> 
     assert outcome.ended == {trial.hash: Status.FINISHED for trial in trials}
 
 
+@pytest.mark.chaos
+@pytest.mark.slow
 def test_a_scheduler_stops_some_of_them(gpus: Machines, tmp_path: Path) -> None:
     """What it stops is interrupted and gives its GPUs back; the others finish, and a rerun finishes all."""
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -103,3 +108,47 @@ def test_a_scheduler_stops_some_of_them(gpus: Machines, tmp_path: Path) -> None:
         left = [unit for unit in units(trials) if results[unit.name] is None]
         run(ray, left, tmp_path)
     assert all(Results(tmp_path / "results").trial(trial.hash).result() for trial in trials)
+
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("peak", "limit", "nodes", "expected"),
+    [
+        (0, None, [(4, 2)], None),  # nothing is known
+        (GIB // 2, None, [(4, 2)], None),  # four fit
+        (GIB // 2 + 1, None, [(4, 2)], GIB * 3 // 4),  # three quarters after rounding: four do not
+        (GIB // 2 + 1, None, [(4, 64), (4, 2)], GIB * 3 // 4),
+        (GIB, 3 * GIB, [(4, 2)], None),  # the grid says how much
+        (9 * GIB, None, [(4, 2)], 2 * GIB),  # never more than a node has, or it would never run
+    ],
+)
+def test_an_expected_memory_is_asked_for_where_a_node_would_run_out(
+    tmp_path: Path, peak: int, limit: int | None, nodes: list[tuple[int, int]], expected: int | None
+) -> None:
+    unit = Unit(unit_of(planned(tmp_path)[0], {}, []).trials, Resources(memory=limit))
+    asked = packed(unit, peak, [{"CPU": cpus, "memory": gib * GIB} for cpus, gib in nodes]).resources
+    assert (asked.expected, asked.memory) == (expected, limit)
+    assert asked.bundle.get("memory", 0) == (limit or expected or 0)
+
+
+@pytest.mark.slow
+def test_what_a_trial_took_is_what_the_next_one_is_given_room_for(tmp_path: Path) -> None:
+    """A node of four CPUs with the memory of two such trials runs two at a time."""
+    text = GRID.replace("[adamw]", "[slow + adamw]").replace("seeds: 18", "seeds: 1")
+    place = Place(tmp_path, text, SLOW)
+    place.run()
+    (first,) = place.hashes
+    memory = Results(place.results)
+    known = memory.trial(first).result()
+    assert known
+    place.pace(0.1)
+    taken = int(known.metrics["system/peak_memory_mb"] * 2**20)
+    with machines(1, num_cpus=4, memory=int(2.5 * taken) + MEMORY_STEP) as started:
+        place.run("--set", "seeds=7", "--address", started.address)
+    ended = memory.results(path.name for path in (place.results / "trials").iterdir())
+    times = [(result.started, result.ended) for hash, result in ended.items() if hash != first]
+    assert len(times) == 6
+    beside = [sum(begun <= start < end for begun, end in times) for start, _ in times]
+    assert max(beside) == 2
