@@ -1,4 +1,4 @@
-"""The first quarter of an hour of somebody new, step by step and timed: what the README says, in a fresh clone with a home of its own.
+"""The first quarter of an hour of somebody new, step by step and timed: the README in a fresh clone, with a home of its own.
 
     python benchmarks/first_run.py            # about ten minutes; prints a table in Markdown
 
