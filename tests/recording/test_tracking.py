@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from machines import free_port, until
 
 from harness.identity import Part, TrialSpec
 from harness.recipe import Recipe
@@ -451,23 +451,9 @@ def test_bad_input_is_answered(memory: Results) -> None:
         ui_command(memory, "http://127.0.0.1:5000")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def start_writer(results: Results, *options: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "harness.recording.writer", "--results", str(results.folder), "--grid", "demo"]
     return subprocess.Popen([*command, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-def until(condition: Callable[[], Any], seconds: float = 120.0) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.1)
 
 
 def test_the_writer_follows_the_records_until_its_input_closes(memory: Results) -> None:
