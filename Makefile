@@ -37,7 +37,7 @@ lint: install ## Style, types and the direction of imports
 	$(BIN)/lint-imports
 
 chaos: install ## Faults for real: kills, hangs, memory, a tracking server that goes away
-	$(BIN)/python -m pytest -m chaos
+	$(BIN)/python -m pytest -n 2 -m chaos
 
 papers: install ## Run what is not done of the ten papers' proxies, and write docs/papers.md and docs/papers/
 	@failed=""; for grid in grids/proxies/*.yaml; do $(BIN)/harness run $$grid || failed="$$failed $$grid"; done; \
