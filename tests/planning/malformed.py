@@ -89,7 +89,7 @@ MALFORMED = [
         "more ranks than clients",
         grid(tasks="[digits/federated]", methods="[fed_avg]") + "resources: {ranks: 11}\n",
         "resources.ranks",
-        ("found 11", "at most the 10 clients of a round"),
+        ("found 11", "at most the 5 clients of a round"),
         heavy=True,
     ),
     # Names.
