@@ -66,7 +66,8 @@ class Newcomer:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         command = [str(self.project / ".venv/bin/harness"), "ui", "--port", str(port)]
-        server = subprocess.Popen(command, cwd=self.project, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        quiet = subprocess.DEVNULL
+        server = subprocess.Popen(command, cwd=self.project, env=self.environment, stdout=quiet, stderr=quiet)
         try:
             address = f"http://127.0.0.1:{port}"
             until(lambda: "<title>" in read(address))
