@@ -10,7 +10,9 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
@@ -39,6 +41,7 @@ def outcome(holds: bool) -> Outcome:
     return Outcome.SUPPORTED if holds else Outcome.CONTRADICTED
 
 
+@lru_cache
 def beta_sweep() -> list[tuple[float, dict[float, float]]]:
     """Horizon, and loss by beta, of each released run."""
     lines = [line.split("\t") for line in (RELEASED / "beta_sweep.tsv").read_text(encoding="utf-8").splitlines()]
@@ -93,13 +96,18 @@ def oui_decay_wins(source: str) -> Answer:
 def released_rounds(rule: int) -> Answer:
     """Whether the formula gives the released weights of a rule's rounds."""
     released = np.load(RELEASED / "fedoui_rounds.npz")
+    formulas: list[Callable[[Any, Any, Any], Any]] = [
+        lambda sizes, oui, alignment: sizes / sizes.sum(),
+        lambda sizes, oui, alignment: fed_align.weights(alignment, sizes),
+        lambda sizes, oui, alignment: fed_oui.weights(oui, sizes),
+    ]
     worst, count = 0.0, 0
     for which, sizes, oui, alignment, weight in zip(
         *(released[name] for name in ("method", "sizes", "oui_2048", "alignment", "weight")), strict=True
     ):
         if which == rule:
-            factors = [sizes / sizes.sum(), fed_align.weights(alignment, sizes), fed_oui.weights(oui / 2048, sizes)]
-            worst, count = max(worst, float(np.abs(factors[rule] - weight).max())), count + 1
+            found = formulas[rule](sizes, oui / 2048, alignment)
+            worst, count = max(worst, float(np.abs(found - weight).max())), count + 1
     return outcome(worst <= 1e-9), f"{count} rounds, largest difference {worst:.1g}"
 
 

@@ -39,11 +39,11 @@ class Scaffold(Method):
         zeros = {name: torch.zeros_like(p) for name, p in named.items()}
         self._server = {name: self._server.get(name, zero).to(zero.device) for name, zero in zeros.items()}
         self._count = len(client.state.workload.sizes)  # type: ignore[attr-defined]
-        own = _controls(client.memory)
+        own = client.memory
         self._sums = {name: torch.zeros_like(p) for name, p in named.items()}
         self._corrections = [
-            (p, self._sums[name], self._server[name] - own[name] if own else self._server[name].clone())
-            for name, p in named.items()
+            (p, self._sums[name], control - own[key] if (key := f"control/{name}") in own else control.clone())
+            for (name, p), control in zip(named.items(), self._server.values(), strict=True)
         ]
         server.payload |= {f"control/{name}": control for name, control in self._server.items()}
 
@@ -69,7 +69,3 @@ class Scaffold(Method):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._server = state["server"]
-
-
-def _controls(tensors: Tensors) -> Tensors:
-    return {name.removeprefix("control/"): tensor for name, tensor in tensors.items() if name.startswith("control/")}

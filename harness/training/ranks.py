@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as distributed
@@ -80,10 +82,7 @@ class DistributedRanks(Ranks):
 
     def _send(self, owner: int, tensor: Tensor) -> Tensor:
         """Puts the owner's values in the place of every rank's."""
-        try:
-            distributed.broadcast(_flat(tensor), owner)
-        except RuntimeError as error:
-            raise PeerLost(f"rank {self.index} has lost another rank ({error})") from error
+        self._exchange(distributed.broadcast, _flat(tensor), owner)
         return tensor
 
     def _add_up(self, values: Tensor) -> None:
@@ -92,8 +91,11 @@ class DistributedRanks(Ranks):
         Raises:
             PeerLost: if a rank is gone.
         """
+        self._exchange(distributed.all_reduce, values)
+
+    def _exchange(self, operation: Callable[..., Any], *arguments: Any) -> None:
         try:
-            distributed.all_reduce(values)
+            operation(*arguments)
         except RuntimeError as error:
             raise PeerLost(f"rank {self.index} has lost another rank ({error})") from error
 

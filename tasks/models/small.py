@@ -49,6 +49,5 @@ def cnn(channels: int, size: int, width: int, outputs: int, activation: str = "r
     model.add_module("linear1", nn.Linear(2 * width * (size // 4) ** 2, 4 * width))
     model.add_module("act3", act())
     model.add_module("linear2", nn.Linear(4 * width, outputs))
-    return model.to(
-        memory_format=torch.channels_last
-    )  # a step takes .7 of the time: pooling is vectorised over channels alone
+    # Pooling is vectorised over channels alone: with channels last a step takes .7 of the time.
+    return model.to(memory_format=torch.channels_last)
