@@ -292,7 +292,7 @@ def _fit(units: Sequence[Unit], settings: dict[str, Any], watch: Watch, attempt:
     from ray import tune
     from ray.tune.error import TuneError
 
-    from harness.running.search import Hear, ListSearch
+    from harness.running.search import Hear, ListSearch, StopIfUnwritable
     from harness.running.worker import Worker
 
     table = {unit.name: unit.to_json() for unit in units}
@@ -312,6 +312,7 @@ def _fit(units: Sequence[Unit], settings: dict[str, Any], watch: Watch, attempt:
                 storage_path=str(storage),
                 verbose=0,
                 callbacks=[Hear(watch)],
+                stop=StopIfUnwritable(watch),
             ),
         ).fit()
     except (RuntimeError, TuneError) as error:

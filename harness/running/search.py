@@ -1,4 +1,4 @@
-"""What Tune is given: units as a lazy list (one in `grid_search` costs time quadratic in its length), and ears."""
+"""What Tune is given: units as a lazy list (one in `grid_search` costs time quadratic in its length), ears, and when to stop."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from ray.tune import Callback, PlacementGroupFactory
+from ray.tune import Callback, PlacementGroupFactory, Stopper
 from ray.tune.experiment import Trial
 from ray.tune.search.search_algorithm import SearchAlgorithm
 
@@ -117,3 +117,20 @@ class Hear(Callback):
 
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
         self._watch.listener.tick()
+
+
+class StopIfUnwritable(Stopper):
+    """Starts nothing more once a trial has told that the results folder can no longer be written."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its stopper, and what this one asks is of this process."""
+        return {}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._watch.outcome.unwritable() is not None
