@@ -97,7 +97,7 @@ def overview(plan: Plan, results: Results, slots: int) -> Iterator[RenderableTyp
     yield ""
     if len(plan.stages) > 1:
         yield f"{len(plan.stages)} stages: trials of a later one take values from an earlier one."
-    seconds = estimate(plan, state, results, slots)
+    seconds = estimate(plan, state, slots)
     if state.to_run:
         known = "unknown until some trials are done" if seconds is None else f"about {duration(seconds)}"
         yield f"{len(state.to_run)} trials to run on {slots} CPUs, time: {known}"

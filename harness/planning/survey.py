@@ -40,6 +40,8 @@ class Survey:
     """Why a trial is stale or blocked, or what its result says of its end."""
     to_run: list[PlannedTrial] = field(default_factory=list)
     """In the order of the stages. What is blocked is not among them, what waits for one of them is."""
+    found: dict[str, Result] = field(default_factory=dict)
+    """The results that were there, by hash."""
 
     @property
     def counts(self) -> Counter[State]:
@@ -62,8 +64,8 @@ def survey(plan: Plan, results: Results, keep_stale: bool = False) -> Survey:
         RecordsError: if a result cannot be read.
     """
     begun = _begun(results)
-    found: dict[str, Result] = {}
     view = Survey()
+    found = view.found
     run: set[str] = set()
     for trial in sorted(plan.trials, key=lambda trial: trial.stage):
         records = results.trial(trial.hash)
@@ -74,7 +76,7 @@ def survey(plan: Plan, results: Results, keep_stale: bool = False) -> Survey:
         if result is None and trial.hash in begun and records.attempts():
             state = State.UNFINISHED
         if not _settled(state, result, keep_stale):
-            if obstacle := _obstacle(trial, plan, found, view, run):
+            if obstacle := _obstacle(trial, plan, view, run):
                 state, reason = State.BLOCKED, obstacle
             else:
                 run.add(trial.hash)
@@ -129,14 +131,14 @@ def _settled(state: State, result: Result | None, keep_stale: bool) -> bool:
     return result.status.good and keep_stale if state is State.STALE else result.status.done
 
 
-def _obstacle(trial: PlannedTrial, plan: Plan, found: dict[str, Result], view: Survey, run: set[str]) -> str:
+def _obstacle(trial: PlannedTrial, plan: Plan, view: Survey, run: set[str]) -> str:
     """Why what the trial requires will never come, as things stand."""
     waits = False
     for required in trial.spec.requires:
         if required.hash in run:
             waits = True
             continue
-        state, source = view.statuses.get(required.hash), found.get(required.hash)
+        state, source = view.statuses.get(required.hash), view.found.get(required.hash)
         if source and required.path == TUNED and source.status in WORST:
             continue
         if source is None or state is State.BLOCKED or source.taken(required.taken) is None:
@@ -144,13 +146,13 @@ def _obstacle(trial: PlannedTrial, plan: Plan, found: dict[str, Result], view: S
             return f"needs {required.taken} of trial {required.hash}, which {ended}"
     try:
         if not waits:
-            take(trial, plan, found)
+            take(trial, plan, view.found)
     except Missing as missing:
         return str(missing)
     return ""
 
 
-def estimate(plan: Plan, view: Survey, results: Results, slots: int = 1) -> float | None:
+def estimate(plan: Plan, view: Survey, slots: int = 1) -> float | None:
     """Seconds that what is to be run takes on `slots` trials at a time, or None if no trial is finished yet.
 
     A trial is taken to last as long as the mean of its cell; where none of that is finished, of its task and method, of its
@@ -160,9 +162,9 @@ def estimate(plan: Plan, view: Survey, results: Results, slots: int = 1) -> floa
         return 0.0
     finished = {trial.hash: trial for trial in plan.trials if view.statuses[trial.hash] is State.FINISHED}
     known: dict[tuple[str, ...], list[float]] = {}
-    for hash, result in results.results(finished).items():
-        for key in _levels(finished[hash]):
-            known.setdefault(key, []).append(seconds_of(result, finished[hash].spec.stacked))
+    for hash, trial in finished.items():
+        for key in _levels(trial):
+            known.setdefault(key, []).append(seconds_of(view.found[hash], trial.spec.stacked))
     if not known:
         return None
     means = {key: fmean(seconds) for key, seconds in known.items()}
@@ -170,12 +172,11 @@ def estimate(plan: Plan, view: Survey, results: Results, slots: int = 1) -> floa
     return total / max(1, slots)
 
 
-def peak_memory(plan: Plan, results: Results) -> dict[str, int]:
-    """Bytes that the largest finished trial of each cell took; where none of a cell is finished, of its task and method."""
+def peak_memory(plan: Plan, view: Survey) -> dict[str, int]:
+    """Bytes that the largest trial of each cell that has a result took; where none of a cell has, of its task and method."""
     peaks: dict[tuple[str, ...], int] = {}
     by_hash = {trial.hash: trial for trial in plan.trials}
-    begun = _begun(results)
-    for hash, result in results.results(hash for hash in by_hash if hash in begun).items():
+    for hash, result in view.found.items():
         taken = int(result.metrics.get("system/peak_memory_mb", 0) * 2**20)
         for key in _own_levels(by_hash[hash]):
             peaks[key] = max(taken, peaks.get(key, 0))

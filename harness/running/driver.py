@@ -56,6 +56,8 @@ class Run:
     results: Results
     options: Options
     console: Console
+    peaks: dict[str, int] = field(default_factory=dict)
+    """Bytes that a trial of a cell took before."""
     outcome: Outcome = field(default_factory=Outcome)
     screening: Screening | None = None
     """That of the plan, its thresholds fitted."""
@@ -114,7 +116,6 @@ class Run:
 
     def _stages(self, waiting: Sequence[PlannedTrial], progress: Progress, nodes: Sequence[dict[str, float]]) -> None:
         hashes = {trial.hash for trial in waiting}
-        peaks = peak_memory(self.plan, self.results)
         listener = Metrics(progress, self.plan.name, len(hashes), self.results.grid(self.plan.name))
         scheduler = None
         if self.screening and self.screening.rule in NEIGHBOURS:
@@ -143,7 +144,7 @@ class Run:
                     "slots": progress.slots,
                     "since": time.time(),
                 }
-                units = [packed(unit, peaks.get(unit.cell, 0), nodes) for unit in stack(units, progress.slots)]
+                units = [packed(unit, self.peaks.get(unit.cell, 0), nodes) for unit in stack(units, progress.slots)]
                 self._take(run_units(units, settings, listener, scheduler))
             if self.outcome.interrupted or self.outcome.unwritable():
                 return
@@ -204,8 +205,9 @@ def length(recipe: dict[str, Any]) -> int:
 
 def run_plan(plan: Plan, results: Results, options: Options, console: Console, only: set[str] | None = None) -> Outcome:
     """Runs what is not done of a plan, or `only` some trials of it; with nothing to do it starts and writes nothing."""
-    run = Run(plan, results, options, console)
-    waiting = survey(plan, results, keep_stale=options.keep_stale).to_run
+    view = survey(plan, results, keep_stale=options.keep_stale)
+    run = Run(plan, results, options, console, peak_memory(plan, view))
+    waiting = view.to_run
     if only is not None:
         waiting = [trial for trial in waiting if trial.hash in only]
     if waiting:
