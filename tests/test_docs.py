@@ -2,16 +2,16 @@
 
 import csv
 import doctest
-import importlib.util
+import importlib
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from xml.etree import ElementTree
 
 import numpy as np
+import papers
 import pytest
 import scipy
 from support import harness, run
@@ -147,16 +147,7 @@ claims:
 
 
 @pytest.fixture(scope="module")
-def papers() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("papers", DOCS / "papers.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def tiny(papers: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[tuple[str, str], Result]]:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[tuple[str, str], Result]]:
     """The pages of a grid that was run, and its results by cell and seed."""
     folder = tmp_path_factory.mktemp("tiny")
     (folder / "grid.yaml").write_text(TINY)
@@ -209,7 +200,7 @@ def test_a_paper_s_page_has_the_numbers_of_its_results(tiny: tuple[Path, dict[tu
 
 
 def test_the_summary_and_the_methods_are_filled_from_what_was_written(
-    papers: ModuleType, tiny: tuple[Path, dict[tuple[str, str], Result]]
+    tiny: tuple[Path, dict[tuple[str, str], Result]],
 ) -> None:
     docs, _ = tiny
     summary = papers.overview(docs)
@@ -233,14 +224,12 @@ def test_the_summary_and_the_methods_are_filled_from_what_was_written(
     assert "old" not in filled and "refresh.yaml`: not run yet" in filled
 
 
-def test_a_page_knows_how_many_trials_it_tells_of(
-    papers: ModuleType, tiny: tuple[Path, dict[tuple[str, str], Result]]
-) -> None:
+def test_a_page_knows_how_many_trials_it_tells_of(tiny: tuple[Path, dict[tuple[str, str], Result]]) -> None:
     docs, found = tiny
     assert papers.ended_on_page("tiny", docs) == len(found) and papers.ended_on_page("refresh", docs) == 0
 
 
-def test_every_proxy_has_a_title_and_every_mark_a_proxy(papers: ModuleType) -> None:
+def test_every_proxy_has_a_title_and_every_mark_a_proxy() -> None:
     assert set(papers.PAPERS) == {file.stem for file in (ROOT / "grids" / "proxies").glob("*.yaml")}
     marked = [
         name for page in (DOCS / "methods").glob("*.md") for _, name, _ in papers.MARKED.findall(page.read_text())
@@ -248,7 +237,7 @@ def test_every_proxy_has_a_title_and_every_mark_a_proxy(papers: ModuleType) -> N
     assert set(marked) <= set(papers.PAPERS)
 
 
-def test_a_control_that_failed_is_shouted(papers: ModuleType, tiny: tuple[Path, dict[tuple[str, str], Result]]) -> None:
+def test_a_control_that_failed_is_shouted(tiny: tuple[Path, dict[tuple[str, str], Result]]) -> None:
     told = [{"kind": "**FAILED NULL CONTROL**", "outcome": "supported"}, {"kind": "claim", "outcome": "supported"}]
     assert papers.told(told) == "1 claim: 1 supported; **1 of 1 controls FAILED**."
     docs, _ = tiny
@@ -257,7 +246,7 @@ def test_a_control_that_failed_is_shouted(papers: ModuleType, tiny: tuple[Path, 
 
 
 @pytest.mark.parametrize("name", ["papers_regimes", "papers_tables"])
-def test_the_examples_of_the_pages_code_hold(papers: ModuleType, name: str) -> None:
+def test_the_examples_of_the_pages_code_hold(name: str) -> None:
     failed, tried = doctest.testmod(importlib.import_module(name))
     assert tried and not failed
 

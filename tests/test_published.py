@@ -4,27 +4,13 @@ More of them lies beside the methods: the refresh rule's main table and boundari
 round (methods/test_fed_oui.py), the ranges of the controlled signal (probes/test_scale.py).
 """
 
-import importlib.util
-import sys
-from types import ModuleType
-
 import pytest
+from papers_published import PUBLISHED, oui_decay_wins
 from scipy.stats import binomtest
-from support import DOCS
 
 
-@pytest.fixture(scope="module")
-def published() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("papers_published", DOCS / "papers_published.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["papers_published"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_each_statement_comes_out_as_an_independent_reading_of_the_releases_has_it(published: ModuleType) -> None:
-    found = [(one.arxiv, *one.answer()) for one in published.PUBLISHED]
+def test_each_statement_comes_out_as_an_independent_reading_of_the_releases_has_it() -> None:
+    found = [(one.arxiv, *one.answer()) for one in PUBLISHED]
     assert [(arxiv, str(outcome), numbers.split(";")[0].split(",")[0]) for arxiv, outcome, numbers in found] == [
         ("2603.21991", "supported", "159.577"),
         ("2601.21739", "supported", "12 of 15"),
@@ -41,8 +27,8 @@ def test_each_statement_comes_out_as_an_independent_reading_of_the_releases_has_
 
 
 @pytest.mark.parametrize("source", ["table", "runs"])
-def test_oui_decay_misses_the_same_two_settings_either_way(published: ModuleType, source: str) -> None:
-    _, numbers = published.oui_decay_wins(source)
+def test_oui_decay_misses_the_same_two_settings_either_way(source: str) -> None:
+    _, numbers = oui_decay_wins(source)
     assert numbers.endswith(
         "not ResNet-50 on Food-101, 1e-2 (fixed decay) and DenseNet-121 on CIFAR-100, 5e-2 (AdaDecay)"
     )
