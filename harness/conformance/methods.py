@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -105,8 +106,10 @@ def _ranks_stay_together(task: str, name: str, registry: Registry) -> bool:
 
 
 def _ranks_share_clients(task: str, name: str, registry: Registry) -> bool:
-    """Two ranks that share the clients of each round end where one does that visits all, to the bit."""
-    work = partial(_outcome, short_spec(registry, task, [Part(name)]), registry)
+    """Two ranks that share the clients of each round, one or three of them, end where one does that visits all, to the bit."""
+    recipe = {"rounds": 4, "clients_per_round": 4, "client_dropout": 0.5}
+    spec = replace(short_spec(registry, task, [Part(name)], **recipe), seed={"init": 2})
+    work = partial(_outcome, spec, registry)
     first, second = on_ranks(2, work)
     return first == second == work(Ranks())
 

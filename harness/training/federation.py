@@ -4,9 +4,11 @@ A round is a step of the server: what records, evaluations and schedules of a fe
 are simulated one after the other on the one resident model. A visit is a function of the server's weights, the client and
 the round: it starts from the server's tensors, with an optimizer, a default random stream and batches of its own, so neither
 their order matters nor who makes them: several ranks share the clients of a round, in waves of one client each, and every rank
-takes in every visit in the order of the clients, so that all of them have the bits of one alone. Methods are resident too, and
-live as long as the trial: one that keeps something over the steps of a client starts it anew in `start_client`, and what it
-keeps from one visit of a client to the next lies in the client's `memory`.
+takes in every visit in the order of the clients, so that all of them have the bits of one alone. Where fewer clients arrive
+than there are ranks, the ranks without one repeat a visit that another makes: what hooks steer is the same on all.
+
+Methods are resident too, and live as long as the trial: one that keeps something over the steps of a client starts it anew in
+`start_client`, and what it keeps from one visit of a client to the next lies in the client's `memory`.
 """
 
 from __future__ import annotations
@@ -87,9 +89,9 @@ def _visits(
     for first in range(0, len(chosen), ranks.world):
         wave = chosen[first : first + ranks.world]
         own: Shared = {}
-        if ranks.index < len(wave):
+        if ranks.index < len(wave) or first == 0:  # in every round each rank's methods meet a client, be it another rank's
             _assign(live, start)
-            own = _visit(training, server, wave[ranks.index], live)
+            own = _visit(training, server, wave[ranks.index % len(wave)], live)
         for owner, index in enumerate(wave):
             visit = ranks.share(owner, own)
             update = _take_note(training, index, visit)

@@ -1,5 +1,6 @@
 """Two gloo ranks run digits/mlp through the contract and stay together."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch.distributed as distributed
 import torch.multiprocessing as processes
 
 from harness.conformance import run_short, short_spec
+from harness.conformance.runs import train_through
 from harness.identity import Part, TrialSpec
 from harness.method import Ranks
 from harness.recording.records import Attempt
@@ -15,6 +17,7 @@ from harness.registry import Registry
 from harness.training import loop
 from harness.training.forked import on_ranks
 from harness.training.ranks import DistributedRanks
+from harness.training.state import weights_digest
 from harness.training.trial import set_up, settings
 
 
@@ -63,3 +66,18 @@ def test_what_a_rank_gives_arrives_as_it_was() -> None:
 
     expected = repr({name: (tensor.tolist(), tensor.dtype) for name, tensor in given["tensors"].items()})  # type: ignore[attr-defined]
     assert on_ranks(3, received) == [expected + repr(given["rest"])] * 3
+
+
+@pytest.mark.parametrize("method", ["shuffled(fed_oui)", "fed_align", "scaffold"])
+def test_ranks_without_a_client_keep_up(registry: Registry, tmp_path: Path, method: str) -> None:
+    """Four ranks, and rounds of one client or three: hooks that steer the server are called on every rank."""
+    recipe = {"rounds": 4, "clients_per_round": 4, "client_dropout": 0.5}
+    spec = replace(short_spec(registry, "digits/federated", [Part(method)], **recipe), seed={"init": 2})
+
+    def trained(ranks: Ranks) -> str:
+        with settings(spec), Attempt(tmp_path / str(ranks.index), spec.hash, spec.to_json(), "test") as attempt:
+            training = set_up(spec, registry, attempt, ranks)
+            train_through(training)
+        return weights_digest(training.state.model)
+
+    assert on_ranks(4, trained) == [trained(Ranks())] * 4
