@@ -6,6 +6,7 @@ import tempfile
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -107,7 +108,7 @@ def _ranks_stay_together(task: str, name: str, registry: Registry) -> bool:
 
 def _ranks_share_clients(task: str, name: str, registry: Registry) -> bool:
     """Two ranks that share the clients of each round, one or three of them, end where one does that visits all, to the bit."""
-    recipe = {"rounds": 4, "clients_per_round": 4, "client_dropout": 0.5}
+    recipe: dict[str, Any] = {"rounds": 4, "clients_per_round": 4, "client_dropout": 0.5}
     spec = replace(short_spec(registry, task, [Part(name)], **recipe), seed={"init": 2})
     work = partial(_outcome, spec, registry)
     first, second = on_ranks(2, work)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from harness.activations import observe
+from harness.activations import observe, oui, pre_activations
 from harness.method import Round, State, Update
 from harness.probe import Probe
 from harness.registry import register_probe
@@ -21,15 +22,23 @@ class Clients(Probe):
     `effective` is :math:`1 / \sum_k w_k^2`, the number of equal shares that would be as uneven; `payload/NAME` (an OUI) as mean,
     least, most and deviation. With `each` every client's own numbers are there too: `update_norm/3`.
 
+    With `oui`, a number of samples, `oui` is there the same way: that of each client's network after its visit, at its last gate,
+    on as many of its own samples, the same at every visit; whatever the method. (What FedOUI weighs by comes as `payload/oui`.)
+
     `barrier` is :math:`L(\sum_k w_k \theta_k) - \sum_k w_k L(\theta_k)` on the validation part: below zero, averaging the
     weights is better than the clients are on average. It costs one evaluation per client and one more.
     """
 
     needs = frozenset({"clients"})
-    source = "barrier: Frankle et al. 2020, arXiv 1912.05671"
+    source = "barrier: Frankle et al. 2020, arXiv 1912.05671; OUI: arXiv 2605.11571"
 
     barrier: bool = True
     each: bool = False
+    oui: int = 0
+
+    def __post_init__(self) -> None:
+        if self.oui < 0 or self.oui == 1:
+            raise ValueError(f"oui: found {self.oui}, must be 0 (none) or at least 2 samples")
 
     def after_step(self, state: State) -> dict[str, float]:
         round = state.round
@@ -40,6 +49,8 @@ class Clients(Probe):
         for name, sent in round.updates[0].payload.items():
             if sent.numel() == 1:
                 values[f"payload/{name}"] = torch.stack([u.payload[name].double().cpu() for u in round.updates])
+        if self.oui:
+            values["oui"] = torch.tensor(client_ouis(state, round, self.oui), dtype=torch.float64)
         measured = {"effective": float(1 / round.weights.square().sum())}
         for name, value in values.items():
             measured |= {f"{name}/mean": float(value.mean()), f"{name}/least": float(value.min())}
@@ -73,25 +84,54 @@ def geometry(updates: Sequence[Update], weights: Tensor, names: list[str]) -> tu
     return norms, torch.where(lengths > 0, inner / lengths.clamp(min=1e-300), 0.0)
 
 
-def barrier(state: State, round: Round) -> float:
-    """Validation loss of the averaged weights, less the average of the clients' validation losses."""
+@contextmanager
+def on_weights(state: State, round: Round) -> Iterator[Callable[[Mapping[str, Tensor]], None]]:
+    """Gives a function that puts a change of the round's first weights into the model; at the end the present ones are back."""
     live = {n: t.detach() for n, t in (*state.model.named_parameters(), *state.model.named_buffers())}
     present = {name: live[name].clone() for name in round.start}
 
-    def loss(change: Mapping[str, Tensor]) -> float:
+    def put(change: Mapping[str, Tensor]) -> None:
         for name, delta in change.items():
             live[name].copy_(round.start[name] + delta)
-        return state.workload.evaluate(state.model, "val")["loss"]
 
+    try:
+        yield put
+    finally:
+        for name, tensor in present.items():
+            live[name].copy_(tensor)
+
+
+def barrier(state: State, round: Round) -> float:
+    """Validation loss of the averaged weights, less the average of the clients' validation losses."""
     shares = round.weights.tolist()
     average = {
         name: sum(share * update.delta[name] for share, update in zip(shares, round.updates, strict=True))
         for name in round.start
     }
-    try:
-        with observe(state.model):
-            alone = sum(share * loss(update.delta) for share, update in zip(shares, round.updates, strict=True))
-            return loss(average) - alone
-    finally:
-        for name, tensor in present.items():
-            live[name].copy_(tensor)
+    with on_weights(state, round) as put, observe(state.model):
+
+        def loss(change: Mapping[str, Tensor]) -> float:
+            put(change)
+            return state.workload.evaluate(state.model, "val")["loss"]
+
+        alone = sum(share * loss(update.delta) for share, update in zip(shares, round.updates, strict=True))
+        return loss(average) - alone
+
+
+def client_ouis(state: State, round: Round, samples: int) -> list[float]:
+    """The OUI of each client's network as its visit left it, at the last gate, on samples of its own."""
+    found = []
+    with on_weights(state, round) as put:
+        for update in round.updates:
+            put(update.delta)
+            generator = state.streams.fresh(f"probe/clients/{update.client}")
+            inputs = own_samples(state, update.client, samples, generator)
+            found.append(oui(list(pre_activations(state.model, inputs).values())[-1]))
+    return found
+
+
+def own_samples(state: State, client: int, samples: int, generator: torch.Generator) -> Tensor:
+    """Some inputs of a client, drawn without replacement. Shape (samples, …), or all that it has."""
+    inputs: Tensor = state.workload.client_data(client)["inputs"]  # type: ignore[attr-defined]
+    order = torch.randperm(len(inputs), generator=generator)
+    return inputs[order[:samples].to(inputs.device)]

@@ -89,7 +89,9 @@ def _visits(
     for first in range(0, len(chosen), ranks.world):
         wave = chosen[first : first + ranks.world]
         own: Shared = {}
-        if ranks.index < len(wave) or first == 0:  # in every round each rank's methods meet a client, be it another rank's
+        if (
+            ranks.index < len(wave) or first == 0
+        ):  # in every round each rank's methods meet a client, be it another rank's
             _assign(live, start)
             own = _visit(training, server, wave[ranks.index % len(wave)], live)
         for owner, index in enumerate(wave):
@@ -240,7 +242,7 @@ def _take_in(server: Server, change: dict[str, Tensor], sums: dict[int, Tensor])
         if name not in server.weights or delta.shape != server.weights[name].shape:
             allowed = {known: tuple(tensor.shape) for known, tensor in server.weights.items()}
             raise ValueError(f"aggregate: found {name!r} of shape {tuple(delta.shape)}, allowed: {allowed}")
-        server.weights[name] += delta
+        server.weights[name] = server.weights[name] + delta  # not in place: a probe sees the round's first weights
     if not _finite(server.weights):
         senders = [client for client, total in sums.items() if not torch.isfinite(total)]
         raise Diverged(
