@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,14 +25,19 @@ class Written:
     """Hashes of its claims."""
     trials: frozenset[str]
     """Hashes of its trials."""
+    ended: Mapping[str, float]
+    """When those of its trials ended that have a result."""
 
 
 def history(results: Results, grid: str) -> list[Written]:
     """All submissions of a grid, in order."""
-    return [_written(submission) for submission in submissions(results, grid)]
+    found = submissions(results, grid)
+    hashes = {trial.hash for submission in found for trial in submission.trials()}
+    ended = {hash: result.ended for hash, result in results.results(sorted(hashes)).items()}
+    return [_written(submission, ended) for submission in found]
 
 
-def _written(submission: Submission) -> Written:
+def _written(submission: Submission, ended: Mapping[str, float]) -> Written:
     content: dict[str, Any] = {}
     with contextlib.suppress(OSError, GridError):  # a submission whose grid cannot be read has fixed no claims
         content = parse((submission.folder / "grid.yaml").read_text(encoding="utf-8"), Where("grid.yaml"))
@@ -45,7 +51,8 @@ def _written(submission: Submission) -> Written:
     looks = looks_of(Sequential(**declared) if declared else None, most)
     level = content.get("level", Claims.level)
     hashes = frozenset(claim_hash(claim, level, looks) for claim in content.get("claims", []))
-    return Written(submission.about["started"], hashes, frozenset(trial.hash for trial in trials))
+    own = frozenset(trial.hash for trial in trials)
+    return Written(submission.about["started"], hashes, own, {hash: ended[hash] for hash in own & ended.keys()})
 
 
 def exploratory(
@@ -78,3 +85,26 @@ def exploratory(
         if seen or not later:
             reasons.append(f"{len(added)} of its {len(resting)} trials were added when results were there")
     return reasons
+
+
+def forgone(claims: Collection[str], trials: Collection[str], past: Sequence[Written]) -> int:
+    """How many claims were asked of results and are asked no more, or of other trials alone. They stay in the family.
+
+    Else a grid could drop the claims that failed, or draw new seeds until one holds.
+
+    Args:
+        claims: hashes of the claims that are asked now.
+        trials: hashes of the trials that there are now.
+        past: the submissions of the grid, in order.
+    """
+    count = 0
+    for number, written in enumerate(past):
+        later = past[number + 1 :]
+        dropped = min((other.started for other in later), default=math.inf)
+        if not any(end < dropped for end in written.ended.values()):
+            continue
+        asked = [other.claims for other in later if not other.trials.isdisjoint(written.trials)]
+        if not written.trials.isdisjoint(trials):
+            asked.append(frozenset(claims))
+        count += len(written.claims.difference(*asked))
+    return count

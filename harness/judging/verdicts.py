@@ -12,7 +12,7 @@ import numpy as np
 
 from harness.claim import Claim
 from harness.judging.evidence import WORST, Curves, Evidence, units
-from harness.judging.history import Written, exploratory, history
+from harness.judging.history import Written, exploratory, forgone, history
 from harness.judging.paired import Paired, describe, detectable_effect, holm
 from harness.judging.reading import Look, Read, contrast_p, looks, read_claims
 from harness.judging.scores import Contrast
@@ -66,7 +66,7 @@ class Verdict:
     level: float
     """The chance of a wrong "supported" anywhere in the family."""
     family: int
-    """Claims that it is corrected for (Holm)."""
+    """Claims that it is corrected for (Holm), those included that were asked of this grid before and are asked no more."""
     p_supported: float
     """Of the statement being false, after Holm; at the deciding look, or the last one."""
     p_contradicted: float
@@ -105,6 +105,8 @@ class Stand:
     p: tuple[float, float]
     """After Holm."""
     family: int
+    forgone: int
+    """How many of the family are asked no more."""
 
 
 def judge(
@@ -139,6 +141,8 @@ def _stands(
     latest: dict[str, Stand] = {}
     available = len(units(plan)[1])
     reasons: dict[str, list[str]] = {}
+    hashes = [claim.hash for claim in plan.claims.listed]
+    gone = forgone(hashes, {trial.hash for trial in plan.trials}, past or [])
     for look in looks(plan):
         if look.seeds > available and look.number > 1:
             break
@@ -151,20 +155,24 @@ def _stands(
             else:
                 reasons[read.planned.hash] = []
         enough = look.seeds <= available
-        for stand in _judge_look(reads, look, reasons, enough):
+        for stand in _judge_look(reads, look, reasons, enough, gone):
             latest[stand.read.planned.hash] = stand
             if stand.outcome is not Outcome.UNDECIDED:
                 decided.setdefault(stand.read.planned.hash, stand)
-    hashes = [claim.hash for claim in plan.claims.listed]
     return [decided.get(hash) or latest[hash] for hash in hashes], reasons
 
 
-def _judge_look(reads: Sequence[Read], look: Look, reasons: Mapping[str, list[str]], enough: bool) -> list[Stand]:
-    """All claims at one look: confirmatory ones corrected among themselves, exploratory ones among all."""
+def _judge_look(
+    reads: Sequence[Read], look: Look, reasons: Mapping[str, list[str]], enough: bool, gone: int
+) -> list[Stand]:
+    """All claims at one look: confirmatory ones corrected among themselves, exploratory ones among all.
+
+    What is asked no more counts as a claim that failed.
+    """
     found = [read.p() if enough else (1.0, 1.0) for read in reads]
-    everyone = dict(enumerate(_adjusted(found)))
+    everyone = dict(enumerate(_adjusted(found, gone)))
     own = [index for index, read in enumerate(reads) if not reasons[read.planned.hash]]
-    confirmatory = dict(zip(own, _adjusted([found[index] for index in own]), strict=True))
+    confirmatory = dict(zip(own, _adjusted([found[index] for index in own], gone), strict=True))
     stands = []
     for index, read in enumerate(reads):
         family = confirmatory if index in confirmatory else everyone
@@ -174,13 +182,13 @@ def _judge_look(reads: Sequence[Read], look: Look, reasons: Mapping[str, list[st
             outcome = Outcome.SUPPORTED
         elif p[1] <= look.level:
             outcome = Outcome.CONTRADICTED
-        stands.append(Stand(read, look, outcome, p, len(family)))
+        stands.append(Stand(read, look, outcome, p, len(family) + gone, gone))
     return stands
 
 
-def _adjusted(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    supported, contradicted = (holm([pair[side] for pair in pairs]) for side in (0, 1))
-    return list(zip(supported, contradicted, strict=True))
+def _adjusted(pairs: Sequence[tuple[float, float]], gone: int) -> list[tuple[float, float]]:
+    supported, contradicted = (holm([*(pair[side] for pair in pairs), *[1.0] * gone]) for side in (0, 1))
+    return list(zip(supported, contradicted, strict=True))[: len(pairs)]
 
 
 def _verdict(stand: Stand, plan: Plan, results: Mapping[str, Result], reasons: list[str]) -> Verdict:
@@ -230,15 +238,16 @@ def _part(contrast: Contrast, claim: Claim, level: float, detectable: float | No
 
 def _reason(stand: Stand, n: int, detectable: float | None) -> str:
     read = stand.read
+    family = f"{stand.family} claims" + (f", {stand.forgone} of them asked before" if stand.forgone else "")
     if read.trouble:
         return read.trouble
     if held := read.held:
         return f"held back by {len(held)} trials: {held[0]}" + (" and others" if len(held) > 1 else "")
     if stand.outcome is not Outcome.UNDECIDED:
         p = stand.p[0] if stand.outcome is Outcome.SUPPORTED else stand.p[1]
-        return f"p = {p:.3g} at most {stand.look.level:.3g}, {n} seeds, corrected for {stand.family} claims"
+        return f"p = {p:.3g} at most {stand.look.level:.3g}, {n} seeds, corrected for {family}"
     if detectable is None:
-        return f"{n} seeds cannot decide it at {stand.look.level:.3g}, corrected for {stand.family} claims"
+        return f"{n} seeds cannot decide it at {stand.look.level:.3g}, corrected for {family}"
     return f"p = {stand.p[0]:.3g} and {stand.p[1]:.3g}; found would have been {detectable:.2g} standard deviations"
 
 

@@ -147,6 +147,50 @@ def test_an_extension_before_any_result_and_one_that_was_declared_are_confirmato
         assert not made.reasons(plan)
 
 
+def families(made: Folder, plan: Plan) -> tuple[list[int], list[float]]:
+    """For how many claims each verdict is corrected, and the p-values."""
+    verdicts = judge_folder(plan, made.memory, made.registry)
+    return [verdict.family for verdict in verdicts], [verdict.p_supported for verdict in verdicts]
+
+
+def test_a_claim_that_was_dropped_after_a_look_stays_in_the_family(made: Folder) -> None:
+    """By hand: 6 seeds, all for the claim: 1/64; times 3 claims. Dropping the other two changes nothing."""
+    others = "  - {better: adamw, than: balanced_adam}\n  - {better: adamw, than: balanced_adam, margin: 0.5}\n"
+    all_three = made.plan(CLAIM.replace("[", "\n  - ").replace("]", "") + others, 6)
+    only = made.plan(CLAIM, 6)
+    made.submit(all_three)
+    made.finish(all_three)
+    assert families(made, all_three)[1][0] == pytest.approx(3 / 64)
+    for _ in range(2):
+        assert families(made, only) == ([3], [pytest.approx(3 / 64)])
+        (verdict,) = judge_folder(only, made.memory, made.registry)
+        assert not verdict.exploratory and "corrected for 3 claims, 2 of them asked before" in verdict.reason
+        made.submit(only)
+
+
+def test_a_claim_that_was_dropped_before_any_result_is_forgotten(made: Folder) -> None:
+    made.submit(
+        made.plan(CLAIM.replace("[", "\n  - ").replace("]", "") + "  - {better: adamw, than: balanced_adam}\n", 6)
+    )
+    plan = made.plan(CLAIM, 6)
+    made.submit(plan)
+    made.finish(plan)
+    assert families(made, plan) == ([1], [pytest.approx(1 / 64)])
+
+
+def test_new_seeds_after_a_look_are_another_attempt(made: Folder) -> None:
+    """Each set of seeds that was looked at counts, however often it grew or was submitted."""
+    for attempt, expected in ((0, 1), (1, 2), (2, 3)):
+        for count in (5, 6) if attempt == 0 else (6, 6):
+            seeds = [10 * attempt + number for number in range(count)]
+            file = made.folder / "grid.yaml"
+            file.write_text(GRID.format(seeds=seeds, claims=CLAIM))
+            plan = build_plan(load_grid(file, [], made.registry), made.registry)
+            made.submit(plan)
+        made.finish(plan)
+        assert families(made, plan) == ([expected], [pytest.approx(expected / 64)])
+
+
 def test_the_hash_survives_the_file(made: Folder) -> None:
     plan = made.plan(CLAIM, 6)
     assert Plan.from_json(plan.to_json()).claims == plan.claims
