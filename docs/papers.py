@@ -223,10 +223,10 @@ def overview(docs: Path) -> str:
             told_about = known[name]["about"]
             time = f"{minutes(told_about['train_seconds'])}, CPU {minutes(told_about['cpu_seconds'])}"
             trials = f"{sum(told_about['statuses'].values())} of {told_about['planned']}"
-            rows.append([link, arxiv, plain_told(known[name]), trials, time])
+            rows.append([link, arxiv, plain_told(known[name]), trials, time, commits(told_about["commits"])])
         else:
-            rows.append([link, arxiv, "not run yet", "", ""])
-    lines = [INTRO, *table(["paper", "arXiv", "verdicts", "trials", "time"], rows)]
+            rows.append([link, arxiv, "not run yet", "", "", ""])
+    lines = [INTRO, *table(["paper", "arXiv", "verdicts", "trials", "time", "run at"], rows)]
     for name, one in known.items():
         title = PAPERS.get(name, (name, ""))[0]
         lines += [f"## {title}", "", f"    harness run grids/proxies/{name}.yaml", ""]
@@ -237,6 +237,15 @@ def overview(docs: Path) -> str:
     lines += ["## Published numbers, judged without training", "", *RELEASED, ""]
     lines += table(["arXiv", "statement", "verdict", "numbers"], published_rows())
     return "\n".join(lines).rstrip() + "\n"
+
+
+def commits(counts: dict[str, int]) -> str:
+    """The states of the code that a grid ran at, each by the first digits of its commit.
+
+    >>> commits({"5b0a3343eaaf with changes that were not committed": 80, "802f4c924802": 5})
+    '`5b0a334` and changes, `802f4c9`'
+    """
+    return ", ".join(f"`{name[:7]}`{' and changes' if 'with changes' in name else ''}" for name in counts)
 
 
 def published_rows() -> Iterator[list[str]]:

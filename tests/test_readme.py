@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from support import harness
 
+from harness.judging.reading import undecidable
 from harness.planning.grid import load_grid
 from harness.planning.plan import build_plan
 from harness.registry import Registry
@@ -45,4 +46,6 @@ def test_the_grid_is_planned(centralize: Path, tmp_path: Path) -> None:
     grid = tmp_path / "grid.yaml"
     grid.write_text(block("yaml"))
     registry = Registry([centralize])
-    assert len(build_plan(load_grid(grid, [], registry), registry).trials) == (2 * 2 + 1 * 2) * 2 * 5
+    plan = build_plan(load_grid(grid, [], registry), registry)
+    assert len(plan.trials) == (2 * 2 + 1 * 2) * 2 * 9
+    assert not undecidable(plan, registry), "its claim can be decided"
