@@ -1,4 +1,8 @@
-"""Federated tasks: a data set, how it is spread over clients, and a model."""
+"""Federated tasks: a data set, how it is spread over clients, and a model.
+
+`DATA/federated` is there for every data set of images or numbers that supervised tasks know: those of the papers with a
+recipe of their own, all others with a customary one that was not tuned.
+"""
 
 from __future__ import annotations
 
@@ -134,8 +138,13 @@ class FederatedImages(FederatedTask):
     def recipe(self) -> FederatedRecipe:
         return FederatedRecipe(rounds=60, clients_per_round=5, batch=32, optimizer="sgd", lr=0.01, momentum=0.9)
 
+    def samples(self) -> data.DataSet:
+        """The data set, as images or numbers in memory."""
+        return data.known(self.data_set)
+
     def read(self, streams: Streams) -> tuple[Splits, Tensor | None]:
-        whole = data.load(self.data_set, streams)
+        known = self.samples()
+        whole = data.divide(known, known.raw(), streams)
         if self.only_classes:
             keep = torch.tensor(self.only_classes)
             whole = Splits(*(part.take(torch.isin(part.labels, keep)) for part in (whole.train, whole.val, whole.test)))
@@ -288,3 +297,56 @@ class FederatedShakespeare(FederatedTask):
     def build_model(self, shape: tuple[int, ...]) -> nn.Module:
         size = natural_clients.vocabulary_size()
         return models.GPTTiny(size, self.context, self.width, self.depth, self.heads, self.activation)
+
+
+@dataclass
+class FederatedColours(FederatedImages):
+    """Any image model on images in colour spread over clients."""
+
+    augment: Augment = "crop_flip"
+
+
+@dataclass
+class FederatedFiles(FederatedColours):
+    """Any image model on images in files spread over clients; `resize` is the size at which they are kept in memory."""
+
+    resize: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.resize < 1:
+            raise ValueError(f"resize: found {self.resize}, must be positive")
+
+    def samples(self) -> data.DataSet:
+        return data.in_memory(super().samples(), self.resize)
+
+
+@dataclass
+class FederatedTable(FederatedImages):
+    """A multi-layer perceptron on the rows of a table spread over clients."""
+
+    clients: int = 10
+    model: ImageModel = "mlp"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.augment != "none":
+            raise ValueError(f"augment: found {self.augment}, allowed: none; images alone are augmented")
+
+
+def base_of(known: data.DataSet) -> type[FederatedImages]:
+    """What a data set without a federated task of its own is made into."""
+    if known.kind == "files":
+        return FederatedFiles
+    if len(known.shape) == 1:
+        return FederatedTable
+    return FederatedColours if known.shape[0] == 3 else FederatedImages
+
+
+own = {task.data_set for task in FederatedImages.__subclasses__()}
+for known in data.DATA_SETS.values():
+    if known.name not in own:
+        label = "".join(part.title() for part in known.name.split("_"))
+        summary = f"The data set {known.name} spread over clients, with any model by the option `model`."
+        contents = {"data_set": known.name, "class_count": known.classes, "__doc__": summary, "__module__": __name__}
+        register_task(f"{known.name}/federated")(type(f"Federated{label}", (base_of(known),), contents))

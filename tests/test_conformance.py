@@ -14,6 +14,13 @@ SHOWN_BY = {
     "tasks.control": {"cartpole/ppo", "acrobot/ppo"},
     "tasks.vision": {"breast_cancer/mlp", "digits/any"},
     "tasks.language": {"stdlib/gpt_tiny"},
+    "tasks.federated": {
+        *(
+            f"{name}/federated"
+            for name in ("breast_cancer", "digits", "fashion_mnist", "cifar10", "cifar100", "cinic10")
+        ),
+        *("digits/pretraining", "cifar10/pretraining", "mnist_writers/federated", "shakespeare/federated"),
+    },
 }
 """Modules whose many tasks share a few classes, with those that are run here; `harness describe NAME --check` runs any."""
 

@@ -14,7 +14,7 @@ import torch
 
 from harness.streams import Streams
 from tasks.data.place import MissingData, folder
-from tasks.data.sets import DATA_SETS, VAL_SHARE, DataSet, Raw
+from tasks.data.sets import DATA_SETS, VAL_SHARE, DataSet, Raw, in_memory
 from tasks.data.splits import EpochOrder, Split, Splits, Standardiser, hold_out, random_splits
 
 __all__ = [
@@ -32,6 +32,8 @@ __all__ = [
     "digits",
     "divide",
     "folder",
+    "in_memory",
+    "known",
     "load",
 ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -86,6 +86,19 @@ class DataSet:
     def raw(self) -> Raw:
         """Reads it, from the cache of decoded images where that is possible."""
         return files.cached(self, lambda: self.read(self)) if self.kind == "images" else self.read(self)
+
+
+def in_memory(data: DataSet, size: int) -> DataSet:
+    """A data set in files as one of images: decoded once, as squares of `size` pixels, and kept in the cache."""
+
+    def decoded(part: Split, paths: tuple[str, ...]) -> Split:
+        return Split(files.decode_all((paths[number] for number in part.inputs.tolist()), size), part.labels)
+
+    def read(_: DataSet) -> Raw:
+        raw = data.read(data)
+        return Raw(decoded(raw.train, raw.files), test=decoded(raw.test, raw.files) if raw.test else None)
+
+    return replace(data, name=f"{data.name}-{size}", shape=(3, size, size), read=read, kind="images")
 
 
 def package_file(package: str, *parts: str) -> Path:

@@ -1,6 +1,7 @@
 """The federated task: partitions against the distribution, rounds against a plain loop, and trials of it."""
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from scipy import stats
 from support import run, timeless
+from synthetic import stand_in, write_images
 from torch import Tensor
 from torch.nn import functional
 
@@ -22,6 +24,7 @@ from harness.streams import Streams
 from harness.training.loop import Interrupted
 from harness.training.trial import build_recipe
 from tasks import data
+from tasks.data import files
 from tasks.federated import FederatedClassification, FederatedDigits, FederatedRecipe
 from tasks.partitions import dirichlet
 
@@ -108,6 +111,74 @@ def test_what_cannot_be_met_is_refused() -> None:
         ValueError, match=r"min_size: found 10, which none of 10000 draws met with alpha=0.01 .* lower min_size"
     ):
         dirichlet(labels, 10, 0.01, 10, np.random.default_rng(0))
+
+
+# --- data sets
+
+
+def test_every_supervised_data_set_has_a_federated_task(registry: Registry) -> None:
+    for known in data.DATA_SETS.values():
+        task = registry.build_task(f"{known.name}/federated", {})
+        assert (task.data_set, task.class_count) == (known.name, known.classes)  # type: ignore[attr-defined]
+        assert isinstance(task.recipe(), FederatedRecipe)
+
+
+@pytest.mark.parametrize("name", ["mnist", "tiny_imagenet"])
+def test_a_data_set_without_a_task_of_its_own(name: str, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(name, monkeypatch)
+    known = data.known(name)
+    task = registry.build_task(f"{name}/federated", {"clients": 3, "min_size": 4, "width": 2, "noisy_clients": 0.5})
+    built = task.workload(build_recipe(task, {"clients_per_round": 3}), Streams(0), CPU)
+    assert isinstance(built, FederatedClassification)
+    assert torch.cat(built.parts).sort().values.tolist() == list(range(36)) and min(built.sizes) >= 4
+    built.enter(1, 0)
+    batch = built.next_batch()
+    assert batch["inputs"].shape[1:] == known.shape
+    assert built.model(batch["inputs"]).shape == (len(batch["labels"]), known.classes)
+
+
+def test_images_in_files_are_decoded_once(tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HARNESS_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    for part, each in (("train", 10), ("val", 3)):
+        write_images(tmp_path / "data" / "imagenet100" / part, 2, each, (40, 30))
+    listed = data.known("imagenet100").raw()
+    expected = torch.stack([files.decode(path, 16) for path in listed.files])
+    monkeypatch.setattr(files, "decode_all", decoded_once(files.decode_all, times=2))
+    for _ in range(2):
+        raw = data.in_memory(data.known("imagenet100"), 16).raw()
+        assert raw.test is not None
+        assert torch.equal(torch.cat([raw.train.inputs, raw.test.inputs]), expected)
+        assert torch.equal(raw.train.labels, listed.train.labels)
+    options = {"clients": 2, "min_size": 2, "resize": 16, "width": 2, "train": 15, "partition": "iid"}
+    task = registry.build_task("imagenet100/federated", options)
+    built = task.workload(build_recipe(task, {"clients_per_round": 2}), Streams(0), CPU)
+    assert isinstance(built, FederatedClassification)
+    assert built.sizes == [8, 7] and built.splits.train.inputs.shape == (15, 3, 16, 16)
+    torch.testing.assert_close(built.splits.train.inputs.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+
+
+def decoded_once(decode_all: Callable[..., Tensor], times: int) -> Callable[..., Tensor]:
+    """Decodes so many parts, and no further one."""
+    left = iter(range(times))
+
+    def decode(paths: Iterable[str], size: int) -> Tensor:
+        assert next(left, None) is not None, "it is decoded again"
+        return decode_all(paths, size)
+
+    return decode
+
+
+def test_a_table_is_spread_over_clients(registry: Registry) -> None:
+    task = registry.build_task("breast_cancer/federated", {"partition": "shards", "classes_per_client": 1})
+    built = task.workload(build_recipe(task, {}), Streams(0), CPU)
+    assert isinstance(built, FederatedClassification)
+    assert all(len(built.client_data(client)["labels"].unique()) == 1 for client in range(10))
+    assert built.client_data(0)["inputs"].shape[1:] == (30,)
+    with pytest.raises(ValueError, match="augment: found flip, allowed: none; images alone are augmented"):
+        registry.build_task("breast_cancer/federated", {"augment": "flip"})
+    with pytest.raises(ValueError, match="resize: found 0, must be positive"):
+        registry.build_task("food101/federated", {"resize": 0})
 
 
 # --- participants and batches
