@@ -12,8 +12,9 @@ from harness.activations import gates
 from harness.conformance import run_short
 from harness.identity import Part, TrialSpec
 from harness.registry import Registry
+from harness.streams import Streams
 from harness.training.trial import build_recipe
-from methods.fed_sq import DualCopy, FixedGate
+from methods.fed_sq import DualCopy, FixedGate, FixedPool
 from tasks.federated import FederatedDigits
 
 
@@ -90,6 +91,36 @@ def test_the_output_is_affine_in_each_layer(network: Network, layer: str) -> Non
         assert float(gap.abs().max()) > 1e-2
 
 
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_output_responds_linearly_to_increments_of_one_layer(network: Network, layer: str) -> None:
+    """f(W + a + b) - f(W) is the sum of the two responses, and f(W - 3a) - f(W) is -3 times the first; not so without."""
+    dual = DualCopy(copy.deepcopy(network))
+    added, scaled = departures(dual, f"quantitative.{layer}.", perturb(dual))
+    assert max(added, scaled) < 1e-11
+    if layer != "head":
+        added, scaled = departures(network.eval(), f"{layer}.", dict(network.named_parameters()))
+        assert min(added, scaled) > 1e-2
+
+
+def departures(model: nn.Module, layer: str, base: dict[str, Tensor]) -> tuple[float, float]:
+    """How far the response to increments of a layer is from additive and from homogeneous, relative to its largest value."""
+    generator = torch.Generator().manual_seed(5)
+    names = [name for name in base if name.startswith(layer)]
+    a, b = (
+        {name: torch.randn(base[name].shape, generator=generator, dtype=torch.float64) for name in names}
+        for _ in range(2)
+    )
+
+    def response(of_a: float, of_b: float) -> Tensor:
+        moved = {name: base[name] + of_a * a[name] + of_b * b[name] for name in names}
+        return output(model, base | moved) - output(model, base)
+
+    added = response(1, 1) - (response(1, 0) + response(0, 1))
+    scaled = response(-3, 0) + 3 * response(1, 0)
+    size = float(response(1, 1).abs().max())
+    return float(added.abs().max()) / size, float(scaled.abs().max()) / size
+
+
 def test_averaging_clients_that_differ_in_one_layer_averages_their_outputs(network: Network) -> None:
     dual = DualCopy(network)
     clients = [perturb(dual, "quantitative.conv2.", seed=seed) for seed in range(4)]
@@ -159,11 +190,11 @@ def test_other_gates_are_refused(model: nn.Module, message: str) -> None:
         DualCopy(model)
 
 
-def spec(method: str, options: dict[str, Any] | None = None) -> TrialSpec:
-    task: dict[str, Any] = {"model": "cnn", "width": 4, "depth": None}
-    recipe = {"rounds": 3, "evaluate_every": 3, "record_every": 3, "local_steps": 2}
+def spec(method: str, model: str = "cnn", **recipe: Any) -> TrialSpec:
+    task: dict[str, Any] = {"model": model, "width": 4, "depth": None}
+    recipe = {"rounds": 3, "evaluate_every": 3, "record_every": 3, "local_steps": 2} | recipe
     resolved = asdict(build_recipe(FederatedDigits(**task), recipe))
-    return TrialSpec("digits/federated", task, 1, [Part(method, options or {})], resolved, {"init": 0})
+    return TrialSpec("digits/federated", task, 1, [Part(method)], resolved, {"init": 0})
 
 
 def test_a_trial_sends_the_quantitative_copy_alone(registry: Registry) -> None:
@@ -171,7 +202,35 @@ def test_a_trial_sends_the_quantitative_copy_alone(registry: Registry) -> None:
     for name in ("bytes_up", "bytes_down"):
         sent = [ran.training.workload.progress()[name] for ran in (squared, plain)]
         assert sent[0] == sent[1] > 0
-    for name, initial in squared.weights.items():
-        if name.startswith("structural"):
-            moved = squared.weights[name.replace("structural", "quantitative")]
-            assert not torch.equal(initial, moved)
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_rounds_with_gates_of_the_quantitative_copy_itself_are_federated_averaging(
+    model: str, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not so with the gates of the structural one."""
+    recipe = {"rounds": 4, "local_steps": 5, "client_dropout": 0.2}
+    averaged = run_short(registry, spec("fed_avg", model, **recipe)).weights
+
+    def departure() -> float:
+        weights = run_short(registry, spec("fed_sq", model, **recipe)).weights
+        return max(float((weights[f"quantitative.{name}"] - own).abs().max()) for name, own in averaged.items())
+
+    assert departure() > 1e-3
+    for module in (FixedGate, FixedPool):  # the structural gate and pool are asked about the quantitative stream
+        monkeypatch.setattr(module, "forward", lambda self, h: self._structural[0](h))
+    assert departure() < 1e-6
+
+
+@pytest.mark.parametrize("model", ["cnn", "resnet_tiny"])
+def test_after_rounds_the_structural_copy_is_the_start(model: str, registry: Registry) -> None:
+    """BatchNorm's statistics included, under a server optimizer and weight decay: bit for bit."""
+    trial = spec("fed_sq", model, server_optimizer="adam", optimizer="adamw", weight_decay=0.1)
+    task = FederatedDigits(**trial.task_options)
+    start = task.workload(build_recipe(task, trial.recipe), Streams(0), torch.device("cpu")).model.state_dict()
+    weights = run_short(registry, trial).weights
+    assert {name.removeprefix("structural.") for name in weights if name.startswith("structural.")} == set(start)
+    for name, tensor in start.items():
+        assert torch.equal(weights[f"structural.{name}"], tensor)
+        if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+            assert not torch.equal(weights[f"quantitative.{name}"], tensor)
