@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -16,8 +17,10 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
+import support
 from machines import free_port, until
 
 from harness.identity import Part, TrialSpec
@@ -28,6 +31,11 @@ from harness.recording.records import Attempt, Result, Results, Status, end_with
 from harness.recording.store import Run, Store, TrackingError
 from harness.recording.tracking import Projection, Report, default_uri, sync, ui_command
 from harness.recording.writer import Writer
+from harness.registry import Registry
+from harness.streams import Streams
+from harness.training.trial import build_recipe
+from tasks.data import digits
+from tasks.federated import FederatedDigits
 
 START = 1_700_000_000.0
 
@@ -203,6 +211,41 @@ def test_the_parent_holds_the_grid(memory: Results) -> None:
     reopened = shown(memory)["parent"]
     assert reopened["id"] == parent["id"]
     assert (reopened["tags"]["submissions"], reopened["info"][2]) == ("2", "KILLED")
+
+
+def test_the_picture_of_a_partition_is_an_artifact_of_its_run(memory: Results, registry: Registry) -> None:
+    """Its bars name as many samples of each class as the clients hold, and all of the training part."""
+    import torch
+    from mlflow import MlflowClient
+
+    options = {"clients": 6, "partition": "shards", "classes_per_client": 4}
+    task = FederatedDigits(**options)
+    recipe = build_recipe(task, {"rounds": 1})
+    parts = [Part("fed_avg")]
+    trial = TrialSpec("digits/federated", options, 1, parts, dataclasses.asdict(recipe), {"init": 3})
+    submit(memory, [trial], code="test")
+    assert support.run(registry, trial, memory.folder).status is Status.FINISHED
+    sync(memory, "demo")
+    client, id = MlflowClient(default_uri(memory)), shown(memory)[trial.hash]["id"]
+    assert [file.path for file in client.list_artifacts(id, "pictures")] == ["pictures/partition.svg"]
+    root = ElementTree.parse(client.download_artifacts(id, "pictures/partition.svg")).getroot()
+    svg = "{http://www.w3.org/2000/svg}"
+    assert root.tag == f"{svg}svg"
+    drawn = {}
+    for bar in root.iter(f"{svg}rect"):
+        numbers = re.fullmatch(r"client (\d+): (\d+) samples; class (\d+): (\d+)", bar.findtext(f"{svg}title") or "")
+        assert numbers
+        number, size, label, count = map(int, numbers.groups())
+        drawn[number, label] = (size, count, float(bar.attrib["width"]))
+    built = task.workload(recipe, Streams(3), torch.device("cpu"))
+    expected = {}
+    for number, held in enumerate(built.client_data(k)["labels"].tolist() for k in range(6)):
+        expected |= {(number, label): (len(held), held.count(label)) for label in set(held)}
+    assert {key: value[:2] for key, value in drawn.items()} == expected
+    longest = max(size for size, _, _ in drawn.values())
+    assert all(width == pytest.approx(640 * count / longest, abs=0.06) for _, count, width in drawn.values())
+    whole = digits(Streams(3), torch.device("cpu")).train.labels.bincount().tolist()
+    assert [sum(count for (_, own), (_, count, _) in drawn.items() if own == label) for label in range(10)] == whole
 
 
 def test_a_second_sync_changes_nothing(memory: Results) -> None:
