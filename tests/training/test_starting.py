@@ -6,13 +6,19 @@ import pytest
 import torch
 from support import harness, plugin, write_grid
 
+from harness.identity import TrialSpec
 from harness.planning.errors import GridError
 from harness.planning.grid import load_grid
 from harness.planning.plan import Plan, build_plan
 from harness.planning.survey import State, survey
-from harness.recording.records import Result, Results, Status
+from harness.recording.records import Attempt, Result, Results, Status
 from harness.registry import Registry
+from harness.streams import Streams
+from harness.training import federation
 from harness.training.starting import load_weights
+from harness.training.state import unpack, weights_digest
+from harness.training.trial import run_trial, set_up, settings
+from tasks.federated import FederatedDigits
 from tasks.models import mlp
 
 BRANCHES = """
@@ -102,6 +108,65 @@ def test_weights_that_fit_are_taken() -> None:
         load_weights(mlp(8, [6, 4], 3), pretrained.state_dict(), exact=True)
     with pytest.raises(ValueError, match="weights of another model"):
         load_weights(torch.nn.Conv2d(1, 1, 3), pretrained.state_dict(), exact=False)
+
+
+PRETRAINED = """
+name: pretrained
+tasks:
+  - digits/pretraining
+  - digits/federated: {clients: 6, only_classes: [5, 6, 7, 8, 9]}
+methods: [fed_avg, fed_prox, fed_sq]
+seeds: 2
+leave_out:
+  - {task: "*/pretraining", method: fed_prox, because: all start from one plainly trained network}
+  - {task: "*/pretraining", method: fed_sq, because: all start from one plainly trained network}
+recipes: [{set: {rounds: 3, evaluate_every: 1}}]
+start: [{task: "*/federated", from: fed_avg, of: digits/pretraining}]
+probes: [clients: {barrier: false}]
+"""
+
+
+def test_methods_of_a_federated_cell_start_from_one_pretrained_network(tmp_path: Path, registry: Registry) -> None:
+    """From its weights and head to the bit, and the first round sends them out; the pretraining moved all of them."""
+    plan = planned(write_grid(tmp_path, PRETRAINED), registry)
+    heads = []
+    for seed in range(2):
+        trials = [trial for trial in plan.trials if trial.spec.seed["init"] == seed]
+        (source,) = (trial for trial in trials if trial.spec.task == "digits/pretraining")
+        cell = [trial for trial in trials if trial is not source]
+        assert plan.kept[source.hash] == {"weights"}
+        with Attempt(tmp_path, source.hash, source.spec.to_json(), "test") as attempt:
+            result = run_trial(source.spec, registry, attempt, keep=["weights"])
+        pretrained = unpack(attempt.trial.kept("weights").read_bytes())
+        with Streams(seed).default("init"):
+            model = FederatedDigits().build_model((1, 8, 8))
+        assert not any(torch.equal(tensor, pretrained[name]) for name, tensor in model.state_dict().items())
+        model.load_state_dict(pretrained)
+        assert weights_digest(model) == result.weights
+        assert sorted(trial.method_label for trial in cell) == ["fed_avg", "fed_prox", "fed_sq"]
+        for trial in cell:
+            for name, tensors in beginnings(trial.spec, registry, tmp_path).items():
+                assert tensors.keys() == pretrained.keys(), name
+                assert all(torch.equal(tensor, pretrained[key]) for key, tensor in tensors.items()), name
+        heads.append(pretrained["1.linear2.weight"])
+    assert not torch.equal(*heads)
+
+
+def beginnings(spec: TrialSpec, registry: Registry, results: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """The weights that a trial is set up with, of each of its copies, and those that its first round begins with."""
+    with Attempt(results, spec.hash, spec.to_json(), "test") as attempt, settings(spec):
+        training = set_up(spec, registry, attempt)
+        own = {name: tensor.clone() for name, tensor in training.state.model.state_dict().items()}
+        federation.advance(training)
+    assert training.state.round is not None
+    if spec.method != "fed_sq":
+        return {"own": own, "sent": training.state.round.start}
+    copies = {prefix: unprefixed(own, prefix) for prefix in ("structural.", "quantitative.")}
+    return copies | {"sent": unprefixed(training.state.round.start, "quantitative.")}
+
+
+def unprefixed(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 @pytest.mark.parametrize(
