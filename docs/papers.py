@@ -126,8 +126,8 @@ def page(name: str, findings: Findings, judged: Rules | None, pictures: dict[str
 
 RULES = (
     "What each rule would have kept of the runs, asked after a tenth of the training. Thresholds are fitted on what is not",
-    "held out; the interval is a bootstrap over learning rates and seeds; *saved* is the share of the compute, *regret* the best",
-    "return of a seed's runs minus the best of those kept.",
+    "held out; intervals in brackets, 95 %, are a bootstrap over learning rates and seeds in which thresholds stay as they were",
+    "fitted; *saved* is the share of the compute, *regret* the best return of a seed's runs minus the best of those kept.",
 )
 
 RELEASED = (

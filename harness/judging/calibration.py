@@ -3,6 +3,9 @@
 A rule accepts a run by its early values (`harness.screening`); a run is a success by its final return. Thresholds have the
 best precision among those that reach a recall over the successes. They are judged on the runs that they were fitted on, and
 on runs held out: by seed, by learning rate, by environment.
+
+Intervals are of a bootstrap clustered over learning rates and seeds, in which fitted thresholds are held fixed: they say how much
+a number depends on which learning rates and seeds were judged, not how far the thresholds would move with other runs.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ Protocol = Literal["in sample", "seed", "learning rate", "environment"]
 PROTOCOLS: tuple[Protocol, ...] = ("in sample", "seed", "learning rate", "environment")
 RECALLS = (0.5, 0.7, 0.8, 0.9)
 Bools = NDArray[np.bool_]
-Counts = NDArray[np.float64]
+Floats = NDArray[np.float64]
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,8 @@ class Judgement:
     """Share of the compute that is saved by stopping what is not accepted."""
     regret: float | None
     """The best final return of a seed's runs minus the best of those kept, a mean over environments and seeds."""
-    interval: tuple[float, float] | None
-    """Of the precision: 95 %, bootstrap over learning rates and seeds."""
+    intervals: dict[str, Interval]
+    """Of these four, by name: 95 %, all from the same draws of learning rates and seeds, the thresholds held fixed."""
     accepted: int = 0
     runs: int = 0
 
@@ -99,7 +103,7 @@ def _together(masks: Sequence[Bools], runs: int) -> Bools:
 def _best(outer: Bools, inner: Bools, success: Bools, recall: float, rows: int = 1024) -> tuple[int, int]:
     """The pair of masks over runs that accepts best together: a row of `outer` and one of `inner`.
 
-    Counts are products of matrices, some rows at a time: a conjunction of four thresholds has millions of pairs. A mask that
+    Floats are products of matrices, some rows at a time: a conjunction of four thresholds has millions of pairs. A mask that
     recalls too little by itself does so in every pair.
     """
     least = (recall - 1e-12) * success.sum()
@@ -168,57 +172,87 @@ def judge(
     known = [i for i, taken in enumerate(decided) if taken is not None]
     kept = [runs[i] for i in known]
     taken = np.array([bool(decided[i]) for i in known], dtype=bool)
-    success = np.array([run.success for run in kept], dtype=bool)
-    if not success.any():
-        return Judgement(rule, recall, protocol, None, None, None, None, None, int(taken.sum()), len(kept))
-    cost = np.array([run.cost for run in kept])
-    hits = int((taken & success).sum())
-    precision = hits / int(taken.sum()) if taken.any() else None
-    return Judgement(
-        rule=rule,
-        target=recall,
-        protocol=protocol,
-        precision=precision,
-        recall=hits / int(success.sum()),
-        saved=float((cost * ~taken).sum() / cost.sum() * (1 - at)),
-        regret=regret(kept, taken),
-        interval=_interval(kept, taken, success, resamples) if precision is not None else None,
-        accepted=int(taken.sum()),
-        runs=len(kept),
-    )
+    accepted, judged = int(taken.sum()), len(kept)
+    if not any(run.success for run in kept):
+        return Judgement(rule, recall, protocol, None, None, None, None, {}, accepted, judged)
+    found = {name: _defined(values) for name, values in _numbers(kept, taken, at, *_once(judged)).items()}
+    drawn = _numbers(kept, taken, at, *_drawn(kept, resamples)).items()
+    intervals = {name: interval for name, values in drawn if (interval := _interval(values))}
+    return Judgement(rule, recall, protocol, **found, intervals=intervals, accepted=accepted, runs=judged)
 
 
 def regret(runs: Sequence[Run], taken: Sequence[bool] | Bools) -> float:
     """The best final return of a seed's runs minus the best of those taken, a mean over environments and seeds.
 
     Where none of a seed's runs is kept, its worst one stands for what is left; a diverged one counts as the worst."""
-    worst = min((run.final for run in runs if math.isfinite(run.final)), default=0.0)
-    losses = []
+    return float(_regrets(runs, np.asarray(taken, dtype=bool), *_once(len(runs)))[0])
+
+
+def _numbers(runs: Sequence[Run], taken: Bools, at: float, by_lr: Floats, by_seed: Floats) -> dict[str, Floats]:
+    """What comes of a rule in each draw, by name; nan where that is undefined.
+
+    A run counts as often as both its learning rate and its seed were drawn: `by_lr` and `by_seed`, (draws, runs).
+    """
+    success, cost = np.array([run.success for run in runs]), np.array([run.cost for run in runs])
+    times = by_lr * by_seed
+    return {
+        "precision": _ratio(times @ (taken & success), times @ taken),
+        "recall": _ratio(times @ (taken & success), times @ success),
+        "saved": _ratio(times @ (cost * ~taken), times @ cost) * (1 - at),
+        "regret": _regrets(runs, taken, by_lr, by_seed),
+    }
+
+
+def _regrets(runs: Sequence[Run], taken: Bools, by_lr: Floats, by_seed: Floats) -> Floats:
+    """The regret in each draw: a seed that is drawn twice counts twice, a learning rate is there or not."""
+    there, finals = by_lr * by_seed > 0, np.array([run.final for run in runs])
+    worst = np.where(there & np.isfinite(finals), finals, math.inf).min(axis=1, keepdims=True)
+    finals = np.maximum(finals, np.where(np.isinf(worst), 0.0, worst))
+    losses, counted = np.zeros((2, len(there)))
     for place in sorted({(run.task, run.seed) for run in runs}):
-        own = [(max(r.final, worst), bool(t)) for r, t in zip(runs, taken, strict=True) if (r.task, r.seed) == place]
-        finals = [final for final, _ in own]
-        losses.append(max(finals) - max((final for final, was_kept in own if was_kept), default=min(finals)))
-    return math.fsum(losses) / len(losses)
+        own = np.array([(run.task, run.seed) == place for run in runs])
+        here, ends = there[:, own], finals[:, own]
+        best = np.where(here, ends, -math.inf).max(axis=1)
+        left = np.where(here & taken[own], ends, -math.inf).max(axis=1)
+        left = np.where(np.isinf(left), np.where(here, ends, math.inf).min(axis=1), left)
+        times = by_seed[:, own][:, 0] * here.any(axis=1)
+        losses += times * np.where(times > 0, best - left, 0.0)
+        counted += times
+    return _ratio(losses, counted)
 
 
-def _interval(runs: Sequence[Run], taken: Bools, success: Bools, resamples: int) -> tuple[float, float] | None:
-    """Learning rates and seeds are drawn with replacement; a run counts as often as both of its own were drawn."""
-    lrs, seeds = sorted({run.lr for run in runs}), sorted({run.seed for run in runs})
-    place = [lrs.index(run.lr) for run in runs], [seeds.index(run.seed) for run in runs]
-    by_lr, by_seed = _resampled(len(lrs), len(seeds), resamples)
-    hits, accepted = np.zeros((2, len(lrs), len(seeds)))
-    np.add.at(hits, place, taken & success)
-    np.add.at(accepted, place, taken)
-    weight = ((by_lr @ accepted) * by_seed).sum(axis=1)
-    found = ((by_lr @ hits) * by_seed).sum(axis=1)[weight > 0] / weight[weight > 0]
-    if not len(found):
+def _ratio(part: Floats, whole: Floats) -> Floats:
+    """Nan where the whole is nothing."""
+    return np.divide(part, whole, out=np.full(len(whole), math.nan), where=whole > 0)
+
+
+def _defined(values: Floats) -> float | None:
+    return None if math.isnan(values[0]) else float(values[0])
+
+
+def _interval(values: Floats) -> Interval | None:
+    """The middle 95 % of the draws in which the number is defined."""
+    defined = values[~np.isnan(values)]
+    if not len(defined):
         return None
-    low, high = np.quantile(found, [0.025, 0.975])
+    low, high = np.quantile(defined, [0.025, 0.975])
     return float(low), float(high)
 
 
+def _once(runs: int) -> tuple[Floats, Floats]:
+    """Every run as it is: one draw."""
+    return np.ones((1, runs)), np.ones((1, runs))
+
+
+def _drawn(runs: Sequence[Run], resamples: int) -> tuple[Floats, Floats]:
+    """How often the learning rate and the seed of each run are drawn, with replacement: (resamples, runs) each."""
+    lrs, seeds = sorted({run.lr for run in runs}), sorted({run.seed for run in runs})
+    by_lr, by_seed = _resampled(len(lrs), len(seeds), resamples)
+    return by_lr[:, [lrs.index(run.lr) for run in runs]], by_seed[:, [seeds.index(run.seed) for run in runs]]
+
+
 @cache
-def _resampled(lrs: int, seeds: int, resamples: int) -> tuple[Counts, Counts]:
+def _resampled(lrs: int, seeds: int, resamples: int) -> tuple[Floats, Floats]:
     """How often each learning rate and each seed is drawn: (resamples, lrs) and (resamples, seeds)."""
     rng = np.random.default_rng(0)
     drawn = [
@@ -246,7 +280,7 @@ def curve(rule: str, runs: Sequence[Run]) -> list[tuple[float, float]]:
     return points[::-1]
 
 
-def _fewest_accepted(masks: Sequence[Bools], success: Bools, rows: int = 1024) -> Counts:
+def _fewest_accepted(masks: Sequence[Bools], success: Bools, rows: int = 1024) -> Floats:
     """The least number of runs that thresholds accept which keep so many successes, by that number; infinite if none does."""
     outer, inner = _together(masks[:-1], len(success)), masks[-1].T.astype(np.float32)
     fewest = np.full(int(success.sum()) + 1, math.inf)

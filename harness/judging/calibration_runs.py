@@ -102,35 +102,33 @@ def _literal(name: str) -> str:
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
-COLUMNS = ("rule", "recall at least", "held out", "precision", "95 % interval", "recall", "saved", "regret", "kept")
-"""Of the table of rules."""
+COLUMNS = ("rule", "recall at least", "held out", "precision", "recall", "saved", "regret", "kept")
+"""Of the table of rules: four of them are numbers with their intervals."""
 
 
-def cells(one: Judgement) -> list[str]:
-    """A row of the table of rules."""
-    interval = "" if one.interval is None else f"{one.interval[0]:.2f} to {one.interval[1]:.2f}"
+def cells(one: Judgement, form: str = "{} [{}]") -> list[str]:
+    """A row of the table of rules; `form` puts a number and its interval together."""
     held_out = "nothing" if one.protocol == "in sample" else one.protocol
-    measured = (one.recall, one.saved, one.regret)
-    return [
-        one.rule,
-        f"{one.target:g}",
-        held_out,
-        _number(one.precision),
-        interval,
-        *map(_number, measured),
-        f"{one.accepted}/{one.runs}",
-    ]
+    numbers = [_told(one, name, form) for name in ("precision", "recall", "saved", "regret")]
+    return [one.rule, f"{one.target:g}", held_out, *numbers, f"{one.accepted}/{one.runs}"]
 
 
 def table(judgements: Sequence[Judgement]) -> Table:
-    """The rules at matched recall."""
-    shown = Table(title="Early-stopping rules at matched recall")
+    """The rules at matched recall, in 80 columns: each interval stands below its number."""
+    title = "Early-stopping rules at matched recall, 95 % intervals"
+    shown = Table(title=title, title_justify="left", box=None, pad_edge=False, collapse_padding=True)
     for column in COLUMNS:
-        shown.add_column(column, justify="left" if column in ("rule", "held out") else "right")
+        shown.add_column(column, justify="left" if column in ("rule", "held out") else "right", overflow="fold")
+    shown.columns[0].min_width = max((len(part) for one in judgements for part in one.rule.split()), default=0)
+    shown.columns[1].max_width = len("recall")
     for one in judgements:
-        shown.add_row(*cells(one))
+        shown.add_row(*cells(one, "{}\n{}"))
     return shown
 
 
-def _number(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.3g}"
+def _told(one: Judgement, name: str, form: str) -> str:
+    value = getattr(one, name)
+    if value is None:
+        return "undefined"
+    low, high = (f"{end:.2f}" if end < 10 else f"{end:.0f}" for end in one.intervals[name])
+    return form.format(f"{value:.3g}", f"{low}–{high}")

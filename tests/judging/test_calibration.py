@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from harness.judging.calibration import Run, accept, compare_rules, curve, fit, judge
-from harness.judging.calibration_runs import label, table
+from harness.judging.calibration import Run, _resampled, accept, compare_rules, curve, fit, judge
+from harness.judging.calibration_runs import cells, label, table
 from harness.screening import decide
 
 INF = math.inf
@@ -96,7 +96,7 @@ def test_without_successes_it_is_undefined() -> None:
     none = [replace(r, success=False) for r in HAND]
     assert fit("oui", none, 0.5) is None
     judged = judge("early_return", none, 0.5, "in sample", 0.1)
-    assert judged.precision is None and judged.recall is None and judged.interval is None
+    assert judged.precision is None and judged.recall is None and judged.intervals == {}
     only = [replace(r, success=r.seed == "0" and r.success) for r in HAND]  # nothing to fit on where seed 0 is held out
     assert accept("early_return", only, 0.5, "seed")[:3] == [None, None, None]
     console = Console(record=True, width=160, file=io.StringIO())
@@ -110,17 +110,106 @@ def test_missing_values_are_not_accepted() -> None:
     assert decide({"return": (0.0, INF)}, {}) == "return none, allowed: at least 0"
 
 
-def test_interval_covers_the_precision_and_repeats() -> None:
+NUMBERS = ("precision", "recall", "saved", "regret")
+
+
+def test_intervals_surround_the_numbers_and_repeat() -> None:
     rng = np.random.default_rng(3)
     runs = [
-        run(lr, seed, bool(rng.random() < 0.6), **{"return": float(rng.random())})
-        for lr in (1.0, 2.0, 3.0, 4.0)
-        for seed in range(5)
+        run(lr, seed, bool(rng.random() < early), float(rng.random()), float(rng.random()), **{"return": early})
+        for lr, seed in itertools.product((1.0, 2.0, 3.0, 4.0), range(5))
+        for early in [float(rng.random())]
     ]
-    one = judge("early_return", runs, 0.9, "in sample", 0.1)
-    assert one == judge("early_return", runs, 0.9, "in sample", 0.1)
-    assert one.interval is not None and one.precision is not None
-    assert one.interval[0] < one.precision < one.interval[1]
+    one = judge("early_return", runs, 0.8, "in sample", 0.1)
+    assert one == judge("early_return", runs, 0.8, "in sample", 0.1)
+    for name in NUMBERS:
+        low, high = one.intervals[name]
+        assert low <= getattr(one, name) <= high and low < high
+
+
+def test_intervals_by_hand() -> None:
+    """Three learning rates: each alone, any pair and all three are drawn more often than an end of the interval leaves out."""
+    runs = [
+        run(0.1, 0, True, final=100, cost=1, **{"return": 20.0}),
+        run(0.2, 0, False, final=40, cost=3, **{"return": 30.0}),  # kept as well
+        run(0.3, 0, False, final=60, cost=4, **{"return": 10.0}),  # stopped
+    ]
+    one = judge("early_return", runs, 1.0, "in sample", at=0.1)
+    assert (one.precision, one.recall, one.saved, one.regret) == (0.5, 1.0, pytest.approx(0.45), 0.0)
+    assert one.intervals["precision"] == (0.0, 1.0)  # the second without the first, and the first without the second
+    assert one.intervals["recall"] == (1.0, 1.0)  # draws without the success are left out
+    assert one.intervals["saved"] == (0.0, pytest.approx(0.9))  # the third never, and the third alone
+    assert one.intervals["regret"] == (0.0, 20.0)  # of the second and the third, the better one is stopped
+
+
+def test_an_interval_of_what_cannot_vary_is_a_point() -> None:
+    runs = [replace(r, lr=0.1, seed="0") for r in HAND] + [replace(r, lr=0.1, seed="0", task="b") for r in HAND]
+    one = judge("early_return", runs, 0.5, "in sample", at=0.1)
+    for name in NUMBERS:
+        assert one.intervals[name] == pytest.approx((getattr(one, name),) * 2)
+
+
+def test_intervals_equal_those_of_drawn_tables_written_out() -> None:
+    rng, draws = np.random.default_rng(5), 40
+    runs = [
+        run(lr, seed, bool(rng.random() < 0.5), final, float(rng.random()), task, **{"return": float(rng.random())})
+        for task, lr, seed, final in itertools.product("ab", (1.0, 2.0, 3.0), range(4), [float(rng.normal())])
+    ]
+    runs = [replace(r, final=-INF if rng.random() < 0.2 else float(rng.normal())) for r in runs][:-3]  # a ragged table
+    one = judge("early_return", runs, 0.7, "in sample", 0.1, resamples=draws)
+    taken = accept("early_return", runs, 0.7, "in sample")
+    found: dict[str, list[float]] = {name: [] for name in NUMBERS}
+    for by_lr, by_seed in zip(*_resampled(3, 4, draws), strict=True):
+        table = [  # a seed that is drawn twice is two seeds
+            (replace(r, seed=f"{r.seed}, {copy}"), bool(kept))
+            for r, kept in zip(runs, taken, strict=True)
+            for copy in range(int(by_seed[int(r.seed)]))
+            for _ in range(int(by_lr[int(r.lr) - 1]))
+        ]
+        kept = [r for r, was_kept in table if was_kept]
+        if any(r.success for r, _ in table):
+            found["recall"].append(sum(r.success for r in kept) / sum(r.success for r, _ in table))
+        if kept:
+            found["precision"].append(sum(r.success for r in kept) / len(kept))
+        if table:
+            found["saved"].append(0.9 * sum(r.cost for r, k in table if not k) / sum(r.cost for r, _ in table))
+            worst = min((r.final for r, _ in table if r.final > -INF), default=0.0)
+            losses = []
+            for place in {(r.task, r.seed) for r, _ in table}:
+                finals = [(max(r.final, worst), k) for r, k in table if (r.task, r.seed) == place]
+                left = [final for final, k in finals if k] or [min(finals)[0]]
+                losses.append(max(finals)[0] - max(left))
+            found["regret"].append(sum(losses) / len(losses))
+    for name, values in found.items():
+        assert one.intervals[name] == pytest.approx(tuple(np.quantile(values, [0.025, 0.975]))), name
+
+
+def test_intervals_cover_the_truth_where_learning_rates_differ() -> None:
+    """Each learning rate succeeds with a chance of its own, uniform between 0 and 1, and a rule keeps all: precision is 1/2.
+
+    Draws of single runs would cover it in 70 % of cases: the mean of twenty learning rates, ten seeds each, varies with variance
+    1/12/20 + 1/6/200, that of 200 runs that know nothing of each other with 1/4/200.
+    """
+    rng, covered = np.random.default_rng(7), 0
+    for _ in range(200):
+        chances = rng.random(20)
+        runs = [run(i, s, bool(rng.random() < c), **{"return": 1.0}) for i, c in enumerate(chances) for s in range(10)]
+        low, high = judge("early_return", runs, 0.9, "in sample", 0.1, resamples=200).intervals["precision"]
+        covered += low <= 0.5 <= high
+    assert 0.9 <= covered / 200 <= 0.99
+
+
+def test_the_table_fits_80_columns() -> None:
+    console = Console(record=True, width=80, file=io.StringIO())
+    console.print(
+        table([judge("early_return", HAND, 0.8, "learning rate", 0.1), judge("kl", HAND, 0.8, "in sample", 0.1)])
+    )
+    text = console.export_text()
+    assert "early_return" in text and "learning rate" in text and "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert cells(judge("kl", HAND, 0.9, "in sample", 0.1))[3:] == [
+        "1 [1.00–1.00]", "1 [1.00–1.00]", "0.45 [0.00–0.90]", "0 [0.00–20]", "3/6"
+    ]  # fmt: skip
 
 
 def test_all_rules_under_all_protocols() -> None:
