@@ -109,6 +109,8 @@ def page(name: str, findings: Findings, judged: Rules | None, pictures: dict[str
     if judged:
         lines += ["## Rules at matched recall", "", *RULES, ""]
         lines += table(judged.columns, judged.rows, right=len(judged.columns) - 3)
+        lines += ["### Where a success is a solved task", "", escaped(judged.note), ""]
+        lines += table(judged.columns, judged.solved, right=len(judged.columns) - 3) if judged.solved else []
     if pictures:
         lines += ["## Figures", ""]
         for file, figure in pictures.items():

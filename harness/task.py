@@ -149,6 +149,8 @@ class Task(ABC):
     """Raised by hand when the numbers of the task change although its options do not."""
     metric: ClassVar[str] = "val/accuracy"
     direction: ClassVar[Literal["max", "min"]] = "max"
+    solved: ClassVar[float | None] = None
+    """The final return from which a run counts as solved, where those who made the environment say so."""
     select: ClassVar[Literal["best", "last"]] = "best"
     """Which checkpoint the test split is read at: the best by `metric`, or the last."""
     source: ClassVar[str] = ""

@@ -17,7 +17,7 @@ from tasks.ppo_workload import PPO, Setting
 
 @dataclass
 class ControlTask(Task):
-    """PPO on one environment."""
+    """PPO on one environment; `solved` is Gymnasium's reward threshold."""
 
     offers = frozenset({"gates", "policy"})
     metric = "val/return"
@@ -76,6 +76,7 @@ class CartPole(ControlTask):
     """PPO on CartPole-v1: keep the pole up for 500 steps; the validation return is that of the greedy policy."""
 
     environment = "CartPole-v1"
+    solved = 475.0
     source = SOURCE.format("CartPole-v1")
 
 
@@ -85,6 +86,7 @@ class Acrobot(ControlTask):
 
     recipe_class = AcrobotRecipe
     environment = "Acrobot-v1"
+    solved = -100.0
     source = SOURCE.format("Acrobot-v1")
 
 
@@ -94,6 +96,7 @@ class LunarLander(ControlTask):
 
     recipe_class = LunarLanderRecipe
     environment = "LunarLander-v3"
+    solved = 200.0
     source = SOURCE.format("LunarLander-v3")
 
 
@@ -102,6 +105,7 @@ class MountainCar(ControlTask):
     """PPO on MountainCar-v0, whose reward says nothing before the goal: CleanRL's settings stay at -200."""
 
     environment = "MountainCar-v0"
+    solved = -110.0
     source = SOURCE.format("MountainCar-v0")
 
 

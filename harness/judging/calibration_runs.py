@@ -22,19 +22,16 @@ FINAL = "train/return_last_tenth"
 JUDGED = (Status.FINISHED, Status.DIVERGED)
 """The ends of runs that say whether a rule was right."""
 
-SOLVED = {"cartpole/ppo": 475.0, "acrobot/ppo": -100.0, "lunarlander/ppo": 200.0, "mountaincar/ppo": -110.0}
-"""Gymnasium's reward thresholds."""
 
-
-def runs_of_grid(results: Results, grid: str, at: float, success: str = "relative") -> list[Run]:
+def runs_of_grid(results: Results, grid: str, at: float) -> list[Run]:
     """The finished and diverged runs of a grid's last submission, of its first method: the others are its controls.
+
+    Successes are relative to the best learning rate; `label` marks them otherwise.
 
     Args:
         results: the results folder.
         grid: the grid's name.
         at: the share of training after which early values are read.
-        success: `relative`, at least the best mean over seeds of a learning rate less a tenth of its size; `solved`, at
-            least Gymnasium's threshold.
 
     Raises:
         ValueError: if the grid was never run here.
@@ -49,7 +46,7 @@ def runs_of_grid(results: Results, grid: str, at: float, success: str = "relativ
         result = records.result()
         if trial.method_label == trials[0].method_label and result is not None and result.status in JUDGED:
             runs.append(run_of(trial.task_label, trial.seed, trial.spec["recipe"], records.records(), result, at))
-    return label(runs, success)
+    return label(runs)
 
 
 def run_of(
@@ -62,20 +59,24 @@ def run_of(
     return Run(task, float(recipe["lr"]), seed, values, final, False, result.metrics.get("time/train_seconds", 1.0))
 
 
-def label(runs: Sequence[Run], success: str = "relative") -> list[Run]:
-    """The runs with their successes marked."""
-    bars: dict[str, float] = {}
-    for task in {run.task for run in runs}:
-        if success == "solved":
-            bars[task] = SOLVED[task]
-            continue
-        by_lr: dict[float, list[float]] = defaultdict(list)
-        for run in runs:
-            if run.task == task:
-                by_lr[run.lr].append(run.final)
-        best = max(sum(finals) / len(finals) for finals in by_lr.values())
-        bars[task] = best - 0.1 * abs(best) if math.isfinite(best) else math.inf
+def label(runs: Sequence[Run], solved: Mapping[str, float] | None = None) -> list[Run]:
+    """The runs with their successes marked: those whose final return reaches a bar.
+
+    Args:
+        runs: of any tasks.
+        solved: the bar of each task; the best mean over seeds of a learning rate less a tenth of its size unless given.
+    """
+    bars = relative_bars(runs) if solved is None else solved
     return [replace(run, success=run.final >= bars[run.task]) for run in runs]
+
+
+def relative_bars(runs: Sequence[Run]) -> dict[str, float]:
+    """By task, the best mean over seeds of a learning rate less a tenth of its size."""
+    finals: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        finals[run.task][run.lr].append(run.final)
+    best = {task: max(sum(own) / len(own) for own in by_lr.values()) for task, by_lr in finals.items()}
+    return {task: mean - 0.1 * abs(mean) if math.isfinite(mean) else math.inf for task, mean in best.items()}
 
 
 def fitted(screening: Screening, tasks: Sequence[str], results: Results) -> Screening:

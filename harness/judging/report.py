@@ -186,6 +186,8 @@ def markdown(findings: Findings, judged: Rules | None = None) -> str:
         lines += [f"## {literal(table.task)}", "", *task_lines(table), ""]
     if judged:
         lines += ["## Early-stopping rules at matched recall", "", *markdown_table(judged.columns, judged.rows), ""]
+        lines += ["## The same rules, where a success is a solved task", "", literal(judged.note), ""]
+        lines += [*markdown_table(judged.columns, judged.solved), ""] if judged.solved else []
     if plan.left_out:
         rows = [[left.task, left.method, left.reason] for left in plan.left_out]
         lines += ["## Left out", "", *markdown_table(["task", "method", "because"], rows), ""]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.judging import figures
@@ -24,6 +24,11 @@ class Rules:
 
     columns: Sequence[str]
     rows: list[list[str]]
+    """Where a success is a run near those of the best learning rate."""
+    solved: list[list[str]]
+    """Where a success is a run that solves its task, of the tasks of which some run does."""
+    note: str
+    """What counts as solved, and the tasks without an answer."""
     figures: list[Figure]
 
 
@@ -44,7 +49,29 @@ def rules(findings: Findings, memory: Results) -> Rules | None:
         for index, (task, own) in enumerate(by_task.items())
         for figure in precision_over_recall(task, own, f"r{index}")
     ]
-    return Rules(COLUMNS, [cells(one) for one in compare_rules(runs, COMPARED, at=AT)], drawn)
+    bars = plan.solved
+    ended = label([run for run in runs if run.task in bars], bars)
+    reached = {run.task for run in ended if run.success}
+    solving = _rows([run for run in ended if run.task in reached]) if reached else []
+    return Rules(COLUMNS, _rows(runs), solving, solved_note(plan.tasks, bars, reached), drawn)
+
+
+def _rows(runs: Sequence[Run]) -> list[list[str]]:
+    return [cells(one) for one in compare_rules(runs, COMPARED, at=AT)]
+
+
+def solved_note(tasks: Sequence[str], bars: Mapping[str, float], reached: Collection[str]) -> str:
+    """What counts as solved, and why a task has no numbers.
+
+    >>> solved_note(["a", "b", "c"], {"a": 475.0, "b": -100.0}, {"a"})
+    'Solved is a final return of at least 475 on a, -100 on b. Undefined on b: no run solves it. c has no such threshold.'
+    """
+    told = []
+    if known := [f"{bars[task]:g} on {task}" for task in tasks if task in bars]:
+        told.append(f"Solved is a final return of at least {', '.join(known)}.")
+    told += [f"Undefined on {task}: no run solves it." for task in tasks if task in bars and task not in reached]
+    told += [f"{task} has no such threshold." for task in tasks if task not in bars]
+    return " ".join(told)
 
 
 def precision_over_recall(task: str, runs: Sequence[Run], key: str) -> Iterator[Figure]:

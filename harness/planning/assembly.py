@@ -58,6 +58,7 @@ def assemble(grid: Grid, registry: Registry) -> Plan:
         methods=[method.label for method in grid.methods],
         trials=[trial for number in sorted(planned) for trial in planned[number]],
         metrics={choice.name: assembler.tasks[choice.label].metric for choice in grid.tasks},
+        solved={label: bar for label, built in assembler.tasks.items() if (bar := built.task.solved) is not None},
         left_out=list(dict.fromkeys(left_out)),
         notes=assembler.notes,
         grid_text=grid.text,

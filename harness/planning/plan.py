@@ -78,6 +78,8 @@ class Plan:
     trials: list[PlannedTrial]
     metrics: dict[str, list[str]]
     """For each task by name, its metric and the direction in which that is better."""
+    solved: dict[str, float] = field(default_factory=dict)
+    """For each task by label, the final return from which a run counts as solved, where the task names one."""
     left_out: list[LeftOut] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """Probes that are left out of a task's trials, and why."""
@@ -153,6 +155,7 @@ class Plan:
             "tasks": self.tasks,
             "methods": self.methods,
             "metrics": self.metrics,
+            "solved": self.solved,
             "cells": list(cells.values()),
             "left_out": [asdict(left) for left in self.left_out],
             "notes": self.notes,
@@ -179,6 +182,7 @@ class Plan:
             tasks=content["tasks"],
             methods=content["methods"],
             metrics=content["metrics"],
+            solved=content.get("solved", {}),  # not in the plans of earlier submissions
             trials=[trial for cell in content["cells"] for trial in _cell_trials(cell)],
             left_out=[LeftOut(**left) for left in content["left_out"]],
             notes=content["notes"],

@@ -6,13 +6,19 @@ import io
 import itertools
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from judging.made import made_plan
 from rich.console import Console
 
+from harness.judging import report_rules
 from harness.judging.calibration import Run, _resampled, accept, compare_rules, curve, fit, judge
-from harness.judging.calibration_runs import cells, label, table
+from harness.judging.calibration_runs import FINAL, cells, label, table
+from harness.judging.report import markdown
+from harness.judging.report_data import Findings
+from harness.recording.records import Result, Results, Status
 from harness.screening import decide
 
 INF = math.inf
@@ -219,8 +225,39 @@ def test_all_rules_under_all_protocols() -> None:
     assert {one.protocol for one in both} == {"in sample", "seed", "learning rate", "environment"}
 
 
+@pytest.mark.parametrize("last", [-90.0, -100.5])
+def test_a_report_has_the_rules_where_a_success_is_a_solved_task(monkeypatch: pytest.MonkeyPatch, last: float) -> None:
+    """Task a is solved at -100 and b says nothing of it; relative successes are another matter."""
+    plan = replace(
+        made_plan(tasks=["a", "b"], methods=["adam"], axes={"adam": [0.1, 0.2]}, seeds=2), solved={"a": -100.0}
+    )
+    ended = {trial.hash: Result(trial.hash, Status.FINISHED, "c", metrics={FINAL: -1.0}) for trial in plan.trials}
+    finals = [-300.0, -200.0, -150.0, last]
+    runs = [
+        run(lr, seed, False, final, task=task, **{"return": final})
+        for task in "ab"
+        for (lr, seed), final in zip(itertools.product((0.1, 0.2), range(2)), finals, strict=True)
+    ]
+    monkeypatch.setattr(report_rules, "runs_of_grid", lambda *_: label(runs))
+    monkeypatch.setattr(report_rules, "COMPARED", ("early_return",))
+    findings = Findings(plan, ended, None, [], [], [], {})  # type: ignore[arg-type]
+    judged = report_rules.rules(findings, Results(Path("nowhere")))
+    assert judged is not None
+    assert len(judged.rows) == 4 * 4 and "b has no such threshold." in judged.note
+    assert judged.note.startswith("Solved is a final return of at least -100 on a.")
+    if last >= -100:  # one of four runs, the best one by its early return too
+        assert len(judged.solved) == 4 * 3 and "Undefined" not in judged.note
+        assert (
+            judged.solved[0][:4] == ["early_return", "0.5", "nothing", "1 [1.00–1.00]"]
+            and judged.solved[0][-1] == "1/4"
+        )
+    else:
+        assert judged.solved == [] and "Undefined on a: no run solves it." in judged.note
+    assert judged.note.replace(".", "\\.") in markdown(findings, judged) or judged.note in markdown(findings, judged)
+
+
 def test_success_is_relative_to_the_best_learning_rate() -> None:
     runs = [run(0.1, s, False, final, task="acrobot/ppo") for s, final in enumerate((-80.0, -90.0))]
     runs += [run(0.2, s, False, final, task="acrobot/ppo") for s, final in enumerate((-94.0, -500.0))]
     assert [r.success for r in label(runs)] == [True, True, False, False]  # best mean -85, bar -93.5
-    assert [r.success for r in label(runs, "solved")] == [True, True, True, False]  # bar -100
+    assert [r.success for r in label(runs, {"acrobot/ppo": -100.0})] == [True, True, True, False]  # bar -100
