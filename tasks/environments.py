@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from importlib.util import find_spec
 from typing import Any, ClassVar, Protocol
 
@@ -38,15 +39,14 @@ class Registered:
     """An environment that Gymnasium knows by id, with observations made flat.
 
     Raises:
-        ValueError: if the id is unknown, its actions are not discrete, or what it needs is not installed.
+        ValueError: as `check_environment`.
     """
 
     def __init__(self, environment: str, limit: int | None = None) -> None:
         check_environment(environment)
         env: gymnasium.Env[Any, Any] = gymnasium.make(environment, max_episode_steps=limit, disable_env_checker=True)
         actions = env.action_space
-        if not isinstance(actions, gymnasium.spaces.Discrete):
-            raise ValueError(f"environment: found {environment!r} with actions {actions}, allowed: discrete actions")
+        assert isinstance(actions, gymnasium.spaces.Discrete)
         if not (isinstance(env.observation_space, gymnasium.spaces.Box) and len(env.observation_space.shape) == 1):
             env = gymnasium.wrappers.FlattenObservation(env)
         self.env, self.choices, self._first = env, int(actions.n), int(actions.start)
@@ -60,11 +60,13 @@ class Registered:
         return observation, float(reward), terminated, truncated
 
 
+@cache
 def check_environment(environment: str) -> None:
-    """Says what is wrong with the id of an environment.
+    """Says what is wrong with an environment.
 
     Raises:
-        ValueError: if Gymnasium does not know it, or a module that it needs is not installed.
+        ValueError: if Gymnasium does not know its id or cannot make it, a module that it needs is not installed, or its
+            actions are not discrete.
     """
     try:
         gymnasium.spec(environment)
@@ -76,6 +78,17 @@ def check_environment(environment: str) -> None:
                 f"environment: found {environment!r}, which needs {module}, which is not installed; "
                 "get it with: pip install 'training-harness[box2d]'"
             )
+    if environment in NATIVE:
+        return
+    try:
+        env: gymnasium.Env[Any, Any] = gymnasium.make(environment, disable_env_checker=True)
+    except (gymnasium.error.Error, ImportError) as error:
+        raise ValueError(f"environment: found {environment!r}, which cannot be made here: {error}") from None
+    env.close()
+    if not isinstance(env.action_space, gymnasium.spaces.Discrete):
+        raise ValueError(
+            f"environment: found {environment!r}, whose actions are {env.action_space}, allowed: discrete actions"
+        )
 
 
 class Native:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
+from support import write_grid
 
+from harness.planning.errors import GridError
+from harness.planning.grid import load_grid
+from harness.planning.plan import build_plan
+from harness.registry import Registry
 from harness.streams import Streams
 from harness.training.trial import build_recipe
 from tasks.control import AnyEnvironment, CartPole, LunarLander
@@ -76,11 +82,26 @@ def test_any_environment_with_discrete_actions() -> None:
 def test_what_an_environment_may_be() -> None:
     with pytest.raises(ValueError, match=r"environment: found 'CartPoll-v1'"):
         build_recipe(AnyEnvironment(environment="CartPoll-v1"), SMALL)
-    task = AnyEnvironment(environment="Pendulum-v1")
-    with pytest.raises(ValueError, match=r"environment: found 'Pendulum-v1' .* allowed: discrete actions"):
-        task.workload(build_recipe(task, SMALL), Streams(0), torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"environment: found 'Pendulum-v1', .*Box.* allowed: discrete actions"):
+        build_recipe(AnyEnvironment(environment="Pendulum-v1"), SMALL)
     with pytest.raises(ValueError, match="time_limit: found 0"):
         CartPole(time_limit=0)
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [("CartPoll-v1", "allowed: an id that Gymnasium knows"), ("Pendulum-v1", "allowed: discrete actions")],
+)
+def test_a_plan_refuses_what_no_trial_could_play(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: str, told: str
+) -> None:
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    registry = Registry()
+    text = f"name: n\ntasks: [gymnasium/ppo: {{environment: {environment}}}]\nmethods: [adam]\nseeds: 1\n"
+    with pytest.raises(GridError) as error:
+        build_plan(load_grid(write_grid(tmp_path, text), [], registry), registry)
+    assert f"grid.yaml: tasks[0]: environment: found '{environment}'" in str(error.value)
+    assert told in str(error.value)
 
 
 @pytest.mark.skipif(find_spec("Box2D") is not None, reason="Box2D is installed")
