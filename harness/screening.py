@@ -38,6 +38,8 @@ class Quantity:
     over: Literal["last", "mean"] = "last"
     side: Literal["high", "band"] = "band"
     """How thresholds are fitted: at least so much, or between two values."""
+    needs: str = "policy"
+    """What a task must offer to record it; empty if nothing."""
 
 
 QUANTITIES = {
@@ -47,7 +49,7 @@ QUANTITIES = {
     "clip_fraction": Quantity("train/clip_fraction", "mean"),
     "approx_kl": Quantity("train/approx_kl", "mean"),
     "flip_rate": Quantity("train/flip_rate", "mean"),
-    "lr": Quantity("lr"),
+    "lr": Quantity("lr", needs=""),
 }
 
 RULES: dict[str, tuple[str, ...]] = {

@@ -143,7 +143,7 @@ def check_grid(draft: Draft, registry: Registry) -> Grid:
         starts=_starts(parsed, draft, tasks, methods),
         stacked=parsed.stacked,
         tuning=check_tuning(parsed.tuning, draft.where(["tuning"]), tasks, methods, seeds, registry),
-        screening=check_screening(parsed.screening, draft.where(["screening"]), tasks),
+        screening=check_screening(parsed.screening, draft.where(["screening"]), tasks, registry),
         claims=check_claims(parsed, draft, tasks, methods, registry, _most(seeds)),
     )
 

@@ -16,17 +16,19 @@ from typing import Any
 from harness.options import nearest
 from harness.planning.entries import Choice
 from harness.planning.errors import Where, listed
-from harness.screening import NEIGHBOURS, Bounds, Screening, quantities
+from harness.registry import Registry
+from harness.screening import NEIGHBOURS, QUANTITIES, RULES, Bounds, Screening, quantities
 
 DEFAULTS = {"reduction": 4.0, "samples": 3.0}
 """Ray Tune's own."""
 
 
-def check_screening(content: Any, where: Where, tasks: list[Choice]) -> Screening | None:
+def check_screening(content: Any, where: Where, tasks: list[Choice], registry: Registry) -> Screening | None:
     """The screening of a grid.
 
     Raises:
-        GridError: for an unknown rule, a threshold that it has not, or a task without thresholds.
+        GridError: for an unknown rule, one whose signals a task does not have, a threshold that it has not, or a task
+            without thresholds.
     """
     if content is None:
         return None
@@ -43,6 +45,8 @@ def check_screening(content: Any, where: Where, tasks: list[Choice]) -> Screenin
     except ValueError as error:
         rules = f", joined by '+'; or {' or '.join(NEIGHBOURS)} alone"
         raise where.at("rule").error(str(error).removeprefix("rule: ").replace(", joined by '+'", rules)) from None
+    for task in tasks:
+        _check_signals(content.rule, task, set(registry.item("task", task.name).offers), where.at("rule"))
     written, place = content.thresholds, where.at("thresholds")
     if "from" in written:
         return _fitted(content, place)
@@ -57,6 +61,17 @@ def check_screening(content: Any, where: Where, tasks: list[Choice]) -> Screenin
     if missing := [task.label for task in tasks if not any(fnmatchcase(task.label, glob) for glob in bounds)]:
         raise place.error(f"found none for {missing[0]}, allowed: thresholds for every task")
     return Screening(content.rule, content.at, bounds)
+
+
+def _check_signals(rule: str, task: Choice, offers: set[str], where: Where) -> None:
+    """Refuses a rule that looks at what the task does not record: it would stop every trial."""
+    for part in (name.strip() for name in rule.split("+")):
+        if missing := sorted({QUANTITIES[name].needs for name in RULES[part]} - offers - {""}):
+            possible = [r for r, names in RULES.items() if {QUANTITIES[name].needs for name in names} <= offers | {""}]
+            raise where.error(
+                f"found {part!r}, whose signals need {', '.join(missing)}, which {task.label} does not offer, "
+                f"allowed: {listed([*possible, *NEIGHBOURS])}{nearest(part, possible)}"
+            )
 
 
 def _fitted(content: Any, where: Where) -> Screening:

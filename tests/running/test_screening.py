@@ -164,6 +164,26 @@ def test_errors_name_the_field(tmp_path: Path, registry: Registry, written: str,
     assert all(part in str(error.value) for part in told), error.value
 
 
+@pytest.mark.parametrize(
+    ("rule", "thresholds", "found"),
+    [
+        ("oui", "{critic: 0.5, actor: 0.5}", "'oui'"),
+        ("lr + early_return", "{lr: 1.0e-4, return: 60}", "'early_return'"),
+        ("kl", "{from: another-grid}", "'kl'"),
+    ],
+)
+def test_a_rule_whose_signals_a_task_does_not_record_is_refused(
+    tmp_path: Path, registry: Registry, rule: str, thresholds: str, found: str
+) -> None:
+    text = "name: n\ntasks: [cartpole/ppo, digits/mlp]\nmethods: [adam]\nseeds: 1\n"
+    with pytest.raises(GridError) as error:
+        plan(tmp_path, registry, f"{text}screening: {{rule: {rule}, thresholds: {thresholds}}}\n")
+    assert f"screening.rule: found {found}, whose signals need policy" in str(error.value)
+    assert "which digits/mlp does not offer, allowed: lr, asha" in str(error.value)
+    control = plan(tmp_path, registry, text + "screening: {rule: lr, thresholds: {lr: 1.0e-4}}\n")
+    assert control.screening is not None and control.screening.rule == "lr"
+
+
 # --- a grid
 
 
