@@ -103,7 +103,7 @@ def _together(masks: Sequence[Bools], runs: int) -> Bools:
 def _best(outer: Bools, inner: Bools, success: Bools, recall: float, rows: int = 1024) -> tuple[int, int]:
     """The pair of masks over runs that accepts best together: a row of `outer` and one of `inner`.
 
-    Floats are products of matrices, some rows at a time: a conjunction of four thresholds has millions of pairs. A mask that
+    Counts are products of matrices, some rows at a time: a conjunction of four thresholds has millions of pairs. A mask that
     recalls too little by itself does so in every pair.
     """
     least = (recall - 1e-12) * success.sum()

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.judging.figures import DASH_ARRAYS, Figure, csv_text
-from harness.judging.report_data import Findings, Row, TaskTable, gather, number, numbers, trial_table
-from harness.judging.report_figures import overall_figures, task_figures, verdict_figure
+from harness.judging.report_data import Findings, Row, Table, TaskTable, gather, number, numbers, trial_table
+from harness.judging.report_figures import task_figures, verdict_figure
+from harness.judging.report_overall import overall
 from harness.judging.report_rules import Rules, rules
-from harness.judging.statistics import AGGREGATES
 from harness.judging.telling import difference
 from harness.judging.verdicts import Part, Verdict
 from harness.planning.plan import Plan
@@ -72,7 +72,6 @@ def html(findings: Findings, memory: Results) -> str:
     """The page."""
     style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    overall, aggregates, missing = overall_figures(findings)
     verdicts = [(verdict, verdict_figure(verdict, f"v{index}")) for index, verdict in enumerate(findings.verdicts)]
     tasks = [(table, task_figures(findings, table, memory, f"t{index}")) for index, table in enumerate(findings.tables)]
     return (
@@ -86,10 +85,7 @@ def html(findings: Findings, memory: Results) -> str:
             verdicts=verdicts,
             summary=summary(findings),
             tasks=tasks,
-            overall=overall,
-            aggregates=aggregates,
-            missing=missing,
-            aggregate_names=list(AGGREGATES),
+            overall=overall(findings),
             screening=list(screening(findings.verdicts)),
             rules=rules(findings, memory),
             errors=ERRORS,
@@ -182,8 +178,11 @@ def markdown(findings: Findings, judged: Rules | None = None) -> str:
         lines += [literal("; ".join([verdict.reason, *verdict.exploratory])), ""]
         rows = [[part.label, difference(part), part.unit, numbers(part.differences)] for part in verdict.parts]
         lines += [*markdown_table(["contrast", "mean [interval]", "unit", "differences by seed"], rows), ""]
-    for table in findings.tables:
-        lines += [f"## {literal(table.task)}", "", *task_lines(table), ""]
+    if tables := overall(findings).tables:
+        lines += ["## All tasks", ""]
+        lines += [line for table in tables for line in table_lines(table)]
+    for one in findings.tables:
+        lines += [f"## {literal(one.task)}", "", *task_lines(one), ""]
     if judged:
         lines += ["## Early-stopping rules at matched recall", "", *markdown_table(judged.columns, judged.rows), ""]
         lines += ["## The same rules, where a success is a solved task", "", literal(judged.note), ""]
@@ -197,6 +196,12 @@ def markdown(findings: Findings, judged: Rules | None = None) -> str:
     lines += ["## What it rests on", ""]
     lines += [f"- {name}: {literal(value)}" for name, value in findings.facts.items()]
     return "\n".join(lines) + "\n"
+
+
+def table_lines(table: Table) -> list[str]:
+    """A table in Markdown with its title and its note."""
+    note = [literal(table.note), ""] if table.note else []
+    return [f"### {literal(table.title)}", "", *markdown_table(table.columns, table.rows), "", *note]
 
 
 def task_lines(table: TaskTable) -> list[str]:

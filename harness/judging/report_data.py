@@ -71,6 +71,18 @@ class TaskTable:
 
 
 @dataclass(frozen=True)
+class Table:
+    """Texts in rows, for the page and for Markdown."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    note: str = ""
+    names: int = 1
+    """How many of the first columns are names; the others are numbers."""
+
+
+@dataclass(frozen=True)
 class Trouble:
     """Trials that ended in the same way."""
 

@@ -1,4 +1,4 @@
-"""Which figures a report has: by claim, by task, and over all tasks."""
+"""Which figures a report has by claim and by task; those over all tasks are in `harness.judging.report_overall`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ import numpy as np
 from harness.judging import figures
 from harness.judging.evidence import Evidence
 from harness.judging.figures import SERIES, Figure, Line, Strip
-from harness.judging.ranks import ranking
 from harness.judging.report_curves import Curve, Track, cell_tracks, curve, layered, thinned
-from harness.judging.report_data import Findings, Row, TaskTable, number, row, score_matrix
-from harness.judging.statistics import AGGREGATES, aggregate, profile
+from harness.judging.report_data import Findings, Row, TaskTable, number, row
 from harness.judging.telling import difference
 from harness.judging.verdicts import Part, Verdict
 from harness.recording.records import Results
@@ -227,60 +225,3 @@ def layer_map(
     svg = figures.heat_map(layers, steps, table, text, key)
     data = [[layer, step, float(table[i, j])] for i, layer in enumerate(layers) for j, step in enumerate(steps)]
     return Figure(title, text, [svg], ["layer", "step", measure], data, [])
-
-
-def overall_figures(findings: Findings) -> tuple[list[Figure], list[list[str]], list[str]]:
-    """Performance profiles and ranks over tasks; aggregates with their intervals, a row each; methods that are left aside."""
-    matrix = score_matrix(findings.evidence)
-    table, tasks = matrix.scores, matrix.tasks
-    if len(table) < 2 or not tasks or not len(next(iter(table.values()))):
-        return [], [], []
-    few = len(findings.plan.methods) <= SERIES
-    colours = {name: findings.plan.methods.index(name) if few else index for index, name in enumerate(table)}
-    found = [profile_figure(colours, tasks, table)]
-    if len(tasks) > 1:
-        found.append(rank_figure(list(table), tasks, table, findings.plan.claims.level))
-    rows = []
-    for name, scores in table.items():
-        failed_as_worst = np.where(np.isfinite(scores), scores, 0.0)
-        estimates = [aggregate(failed_as_worst, statistic) for statistic in AGGREGATES.values()]
-        cells = [f"{e.value:.3f} [{number(e.low, 3)}, {number(e.high, 3)}]" for e in estimates]
-        rows.append([name, *cells, str(int(np.isinf(scores).sum()))])
-    return found, rows, matrix.missing
-
-
-def profile_figure(colours: dict[str, int], tasks: Sequence[str], table: dict[str, Any]) -> Figure:
-    """The share of runs above each normalised score."""
-    thresholds = np.linspace(0, 1, 41)
-    lines = [
-        Line(name, thresholds.tolist(), profile(table[name], thresholds - 1e-12).tolist(), colour=colour)
-        for name, colour in colours.items()
-    ]
-    halves = "; ".join(f"{line.label}: {line.y[20]:.0%}" for line in lines)
-    text = (
-        f"Share of runs that reach a score, on {len(tasks)} tasks; 0 is the worst run of a task and 1 its best, a failure is "
-        f"below all. Share at 0.5: {halves}."
-    )
-    data = [[line.label, x, y] for line in lines for x, y in zip(line.x, line.y, strict=True)]
-    labels = ("normalised score", "share of runs")
-    svg = figures.curves(lines[:SERIES], labels, "Performance profile", text, "profile")
-    marks = [(line.colour, line.label) for line in lines[:SERIES]]
-    return Figure("Performance profile", text, [svg], ["method", "score", "share"], data, marks)
-
-
-def rank_figure(methods: Sequence[str], tasks: Sequence[str], table: dict[str, Any], level: float) -> Figure:
-    """Mean ranks over tasks with the groups that a critical difference leaves together."""
-    found = ranking({name: table[name].mean(axis=0).tolist() for name in methods}, level)
-    told = ", ".join(f"{name} {rank:.2f}" for name, rank in found.ranks.items())
-    text = f"Mean ranks over {len(tasks)} tasks, a method with a failure on a task last there: {told}. "
-    if found.critical_difference is None:
-        text += "Fewer than three methods: no test of all ranks."
-    else:
-        assert found.p is not None
-        text += (
-            f"Friedman's test: p = {found.p:.3g}. Ranks further apart than {found.critical_difference:.2f} differ (Nemenyi, "
-            f"{level:.0%}); a bar joins methods that cannot be told apart."
-        )
-    svg = figures.ranks(found.ranks, found.groups, "Ranks over tasks", text, "ranks")
-    data = [[name, rank] for name, rank in found.ranks.items()]
-    return Figure("Ranks over tasks", text, [svg], ["method", "mean rank"], data, [])

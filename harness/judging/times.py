@@ -41,15 +41,6 @@ def time_to_target(
     return math.inf
 
 
-def study_time(studies: Sequence[Sequence[float]]) -> float:
-    """External tuning: the fastest trial of each study, and the median of these over studies.
-
-    >>> study_time([[5.0, 3.0], [math.inf, 4.0], [9.0, 8.0]])
-    4.0
-    """
-    return float(np.median([min(trials) for trials in studies]))
-
-
 def performance_ratios(times: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
     """The time of each method over the fastest time, workload by workload; infinite where it missed the target."""
     table = np.array(list(times.values()), dtype=np.float64)

@@ -19,10 +19,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from judging.made import ended, made_plan
+from scipy import stats
 
 from harness.judging.figures import Line, csv_text, curves, harmless
 from harness.judging.report import html, markdown, parquet, write_report
 from harness.judging.report_data import Findings, gather, trial_table
+from harness.judging.report_overall import overall
 from harness.planning.plan import LeftOut, Plan
 from harness.recording.grids import open_submission
 from harness.recording.overview import grid_content, read_report
@@ -238,6 +240,57 @@ def test_too_few_seeds_are_said_to_be_too_few(tmp_path: Path) -> None:
     found, _ = findings(plan, ended(plan, {"t · a": np.zeros(3), "t · b": np.ones(3)}), tmp_path)
     assert found.tables[0].rows[0].mark == "no difference shown"
     assert "3 seeds are too few to show any difference among 2 methods" in found.tables[0].note
+
+
+def test_failure_rates_count_every_cell(small: tuple[Findings, Results], page_text: str) -> None:
+    table = next(table for table in overall(small[0]).tables if table.title.startswith("Failure rates"))
+    assert table.title == "Failure rates: 1 of 90 trials"
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["a"][0] == "0/54" and rows["c"][0] == "1/18"
+    low, high = stats.binomtest(1, 18).proportion_ci(method="exact")
+    assert rows["c"][1] == f"0.056 [{low:.3g}, {high:.3g}]" and rows["c"][1] in page_text
+
+
+def test_the_probability_of_improvement_is_over_the_baseline(tmp_path: Path) -> None:
+    plan = made_plan(methods=("a", "b"), seeds=4)
+    found, _ = findings(plan, ended(plan, {"t · a": np.arange(4.0), "t · b": np.arange(4.0) + 0.5}), tmp_path)
+    table, *_ = overall(found).tables
+    assert table.columns[-1] == "P(better than baseline)" and "the baseline, a," in table.note
+    # b wins 4 + 3 + 2 + 1 of 16 pairs; the interval is that of 2.5 of 4
+    low, high = stats.beta.ppf([0.025, 0.975], [2.5, 3.5], [2.5, 1.5])
+    assert [row[-1] for row in table.rows] == ["", f"0.625 [{low:.3g}, {high:.3g}]"]
+    assert f"`0.625 [{low:.3g}, {high:.3g}]`" in markdown(found)
+
+
+def test_time_to_target_by_hand(tmp_path: Path) -> None:
+    plan = made_plan(tasks=("t", "u", "v"), methods=("a", "b"), seeds=3)
+    for trial in plan.trials:
+        if trial.task_label != "v":
+            trial.spec.recipe["target"] = 0.4
+    results = ended(plan, scores(plan))
+    times = {"t · a": (10, 30, 20), "t · b": (30, 10, 10), "u · a": (40, 50, 60), "u · b": (None, 25, None)}
+    for trial in plan.trials:
+        if time := times.get(trial.cell, (None,) * 3)[trial.spec.seed["init"]]:
+            results[trial.hash].metrics.update({"steps_to_target": float(time), "time/to_target": 2.0 * time})
+    found, memory = findings(plan, results, tmp_path)
+    section = overall(found)
+    tables = {table.title: table.rows for table in section.tables}
+    assert tables["Time to target"] == [
+        ["t", "a", "0.4", "3/3", "20", "40"],
+        ["t", "b", "0.4", "3/3", "10", "20"],
+        ["u", "a", "0.4", "3/3", "50", "100"],
+        ["u", "b", "0.4", "1/3", "never", "never"],
+    ]
+    # a is twice the fastest on t and the fastest on u: (2/3 + 1) / 2; b is the fastest on t alone
+    assert [row[:3] for row in tables["Speed over tasks"]] == [["a", "2/2", "0.833"], ["b", "1/2", "0.500"]]
+    assert [row[4] for row in tables["Speed over tasks"]] == ["1", "0"]
+    (figure,) = [figure for figure in section.figures if figure.title == "Time to target over tasks"]
+    assert "a: 50% by steps" in figure.text and len(figure.svgs) == 2
+    assert "Time to target over tasks" in " ".join(check_harmless(html(found, memory)).texts)
+    results[plan.trials[0].hash] = replace(results[plan.trials[0].hash], status=Status.SCREENED)
+    left, _ = findings(plan, results, tmp_path)
+    (times_left,) = [table.rows for table in overall(left).tables if table.title == "Time to target"]
+    assert [row[:2] for row in times_left] == [["t", "b"], ["u", "a"], ["u", "b"]], "a time that is censored is no time"
 
 
 def test_a_grid_without_any_result_has_a_report(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from harness.judging.statistics import (
     mean,
     probability_of_improvement,
     profile,
+    profile_band,
     rank_correlation,
+    share_interval,
 )
 from harness.judging.times import (
     Point,
@@ -27,7 +29,6 @@ from harness.judging.times import (
     geometric_speedup,
     performance_profile,
     performance_ratios,
-    study_time,
     time_to_target,
 )
 
@@ -78,12 +79,53 @@ def test_aggregates_are_rliable_s(matrix: str, name: str) -> None:
 def test_profiles_and_probabilities_of_improvement_are_rliable_s() -> None:
     levels = np.linspace(0, 1.4, 8)
     assert profile(A, levels).tolist() == pytest.approx([1.0, 0.85, 0.85, 0.75, 0.5, 0.4, 0.2, 0.0])
-    assert probability_of_improvement(A, B) == pytest.approx(0.65)
-    assert probability_of_improvement(A, A) == pytest.approx(0.5)
+    assert probability_of_improvement(A, B).value == pytest.approx(0.65)
+    assert probability_of_improvement(A, A).value == pytest.approx(0.5)
 
 
 def test_the_probability_of_improvement_counts_a_failure_as_lost() -> None:
-    assert probability_of_improvement([[-np.inf], [2.0]], [[1.0], [-np.inf]]) == (0.0 + 0.5 + 1.0 + 1.0) / 4
+    found = probability_of_improvement([[-np.inf], [2.0]], [[1.0], [-np.inf]])
+    assert found.value == (0.0 + 0.5 + 1.0 + 1.0) / 4
+    assert probability_of_improvement([[1.0]], [[0.0]]).low is None, "one seed says nothing"
+
+
+def test_the_probability_of_improvement_is_mann_whitney_s() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 4, (6, 3)).astype(float), rng.integers(0, 4, (6, 3)).astype(float)
+    each = [stats.mannwhitneyu(a, b).statistic / 36 for a, b in zip(x.T, y.T, strict=True)]
+    assert probability_of_improvement(x, y).value == pytest.approx(np.mean(each))
+
+
+@pytest.mark.parametrize(("seeds", "tasks"), [(2, 1), (3, 1), (3, 10), (5, 4), (10, 10), (20, 4)])
+@pytest.mark.parametrize("kind", ["same", "shifted", "apart", "wider", "tasks differ", "paired"])
+def test_the_probability_of_improvement_lies_in_its_interval(seeds: int, tasks: int, kind: str) -> None:
+    rng, draws = np.random.default_rng([seeds, tasks]), 1000
+    shift = {"shifted": 1.0, "apart": 2.5, "paired": 1.0, "wider": 0.5}.get(kind, 0.0)
+    shift = np.linspace(-2, 2, tasks) if kind == "tasks differ" else np.full(tasks, shift)
+    size, shared = (100.0, 0.0) if kind == "wider" else (1.0, 0.7 if kind == "paired" else 0.0)
+    true = stats.norm.cdf(shift / math.sqrt(size**2 + 1)).mean()  # of two runs that share no seed
+    if kind == "paired":
+        true = stats.norm.cdf(shift / math.sqrt(2 * (1 - shared))).mean() / seeds + (1 - 1 / seeds) * true
+    covered = 0
+    for _ in range(draws):
+        common = math.sqrt(shared) * rng.normal(size=(seeds, tasks))
+        x, y = (common + math.sqrt(1 - shared) * rng.normal(size=(seeds, tasks)) for _ in range(2))
+        found = probability_of_improvement(size * x + shift, y)
+        assert found.low is not None and found.high is not None
+        covered += found.low <= true <= found.high
+    assert covered >= stats.binom.ppf(0.005, draws, 0.95)
+
+
+def test_a_band_of_a_profile_holds_it_where_all_runs_of_a_task_agree() -> None:
+    rng, draws, covered = np.random.default_rng(0), 2000, 0
+    centres = np.array([0.0, 0.5, 1.0, 3.0])  # at .8 the shares are about .21, .38, .58 and .99
+    true = stats.norm.sf(0.8, centres).mean()
+    for _ in range(draws):
+        low, high = profile_band(rng.normal(centres, 1.0, (3, 4)), [0.8])
+        covered += low[0] <= true <= high[0]
+    assert covered >= stats.binom.ppf(0.005, draws, 0.95)
+    low, high = profile_band([[1.0], [1.0], [1.0]], [0.5])
+    assert low[0] == pytest.approx(0.025 ** (1 / 3)) and high[0] == 1.0, "three of three: the smallest p with p³ = .025"
 
 
 @pytest.mark.parametrize(
@@ -122,6 +164,14 @@ def test_failure_rates() -> None:
     assert (found.value, found.low, found.high) == pytest.approx((0.2, low, high))
     with pytest.raises(ValueError, match="found 3 of 2"):
         failure_rate(3, 2)
+
+
+@pytest.mark.parametrize("total", [1, 2, 7, 40])
+def test_intervals_of_shares_are_scipy_s(total: int) -> None:
+    low, high = share_interval(np.arange(total + 1), total, 0.9)
+    for count in range(total + 1):
+        exact = stats.binomtest(count, total).proportion_ci(0.9, "exact")
+        assert (low[count], high[count]) == pytest.approx((exact.low, exact.high), abs=1e-9)
 
 
 def test_rank_correlations() -> None:
@@ -167,10 +217,6 @@ def test_a_ranking_groups_what_cannot_be_told_apart() -> None:
 
 
 def test_algoperf_s_rules() -> None:
-    # "the fastest of O trials in each study, the median of the studies": a study without a hit is infinite, and so is
-    # the median once most of them are.
-    assert study_time([[30.0, 20.0], [50.0, math.inf], [math.inf, 40.0]]) == 40.0
-    assert study_time([[math.inf], [math.inf], [10.0]]) == math.inf
     # "If a submission takes twice as long as the best submission on this workload it will have a performance ratio of 2."
     ratios = performance_ratios({"x": [100.0, 50.0, math.inf], "y": [50.0, 50.0, math.inf], "z": [400.0, 75.0, 10.0]})
     assert ratios == {"x": [2.0, 1.0, math.inf], "y": [1.0, 1.0, math.inf], "z": [8.0, 1.5, 1.0]}
