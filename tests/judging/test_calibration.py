@@ -16,6 +16,7 @@ from rich.console import Console
 from harness.judging import report_rules
 from harness.judging.calibration import Run, _resampled, accept, compare_rules, curve, fit, judge
 from harness.judging.calibration_runs import FINAL, cells, label, table
+from harness.judging.evidence import Evidence
 from harness.judging.report import markdown
 from harness.judging.report_data import Findings
 from harness.recording.records import Result, Results, Status
@@ -240,7 +241,7 @@ def test_a_report_has_the_rules_where_a_success_is_a_solved_task(monkeypatch: py
     ]
     monkeypatch.setattr(report_rules, "runs_of_grid", lambda *_: label(runs))
     monkeypatch.setattr(report_rules, "COMPARED", ("early_return",))
-    findings = Findings(plan, ended, None, [], [], [], {})  # type: ignore[arg-type]
+    findings = Findings(plan, ended, Evidence(plan, ended, None), [], [], [], {})
     judged = report_rules.rules(findings, Results(Path("nowhere")))
     assert judged is not None
     assert len(judged.rows) == 4 * 4 and "b has no such threshold." in judged.note
