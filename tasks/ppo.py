@@ -23,7 +23,8 @@ class PPORecipe(Recipe):
 
     The budget is given as `env_steps`, or as `steps`, optimizer steps; `resolve` fills in the other one.
     An update collects `envs` × `rollout` environment steps and takes `epochs` passes over them in minibatches of
-    `batch`. As in CleanRL, the learning rate is annealed from update to update and is constant within one.
+    `batch`; every one is recorded unless `record_every` says otherwise. As in CleanRL, the learning rate is annealed from update
+    to update and is constant within one.
 
     >>> recipe = PPORecipe(env_steps=100_000).resolve()
     >>> recipe.updates, recipe.steps, recipe.env_steps
@@ -103,7 +104,9 @@ class PPORecipe(Recipe):
         return self.steps or updates * self.steps_per_update
 
     def resolve(self) -> Self:
-        return replace(super().resolve(), steps=self.length, env_steps=self.updates * self.envs * self.rollout)
+        every = self.record_every or self.steps_per_update  # signals are measured once an update
+        env_steps = self.updates * self.envs * self.rollout
+        return replace(super().resolve(), steps=self.length, env_steps=env_steps, record_every=every)
 
     def rate_factor(self, step: int) -> float:
         return super().rate_factor(step - step % self.steps_per_update)

@@ -104,6 +104,22 @@ def test_budget_in_either_unit(given: dict[str, int], steps: int, env_steps: int
 
 
 @pytest.mark.parametrize(
+    ("given", "every"),
+    [
+        ({}, 16),  # four passes over four minibatches
+        ({"envs": 8}, 32),
+        ({"epochs": 3, "accumulate": 2}, 6),
+        ({"env_steps": 500_000}, 16),
+        ({"record_every": 7}, 7),
+    ],
+)
+def test_every_update_is_recorded_unless_told_otherwise(given: dict[str, Any], every: int) -> None:
+    recipe = PPORecipe(**given).resolve()
+    assert recipe.record_every == every and recipe.resolve() == recipe
+    assert given.get("record_every") or recipe.steps == recipe.updates * every
+
+
+@pytest.mark.parametrize(
     ("wrong", "field"),
     [
         ({"steps": 3000, "env_steps": 200_000}, "steps"),
