@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -89,7 +90,7 @@ class Ordered(Claim):
 
 @register_claim("wins")
 class Wins(Claim):
-    """One method is better than each of the others on at least so many tasks."""
+    """One method is better than each of the others on at least so many tasks; with `at: each`, points of the axes are counted."""
 
     wins: str = ""
     over: tuple[str, ...] = ()
@@ -102,31 +103,34 @@ class Wins(Claim):
             raise ClaimError(f"over: found {self.wins!r} itself, allowed: other methods")
         if self.at_least < 1:
             raise ClaimError(f"at_least: found {self.at_least}, allowed: at least 1")
-        if self.at == "each":
-            raise ClaimError("at: found 'each', allowed: best; tasks are counted")
 
     def methods(self) -> dict[str, Sequence[str]]:
         return {"wins": [self.wins], "over": self.over}
 
     def contrasts(self, evidence: Evidence) -> list[Contrast]:
-        return [
-            replace(contrast, label=f"{task}: {other}", group=task)
+        found = [
+            replace(contrast, label=f"{contrast.label}: {other}", group=contrast.label)
             for task in evidence.tasks(self.on)
             for other in self.over
             for contrast in comparisons(self, evidence, self.wins, other, task=task)
         ]
+        if any(count < len(self.over) for count in Counter(contrast.group for contrast in found).values()):
+            raise ClaimError("at: found points of the axes that not all of `over` have, allowed: best")
+        return found
 
     def required(self, total: int) -> int:
         if self.at_least > total:
             raise ClaimError(
-                f"at_least: found {self.at_least}, allowed: 1 to {total}, the tasks that {self.on!r} matches"
+                f"at_least: found {self.at_least}, allowed: 1 to {total}, the {self._counted()} that {self.on!r} matches"
             )
         return self.at_least
 
+    def _counted(self) -> str:
+        return "settings" if self.at == "each" else "tasks"
+
     def sentence(self) -> str:
-        return (
-            f"{self.wins} is better than {' and '.join(self.over)} on at least {self.at_least} tasks {self.measure()}"
-        )
+        count = f"{self.at_least} {self._counted()}"
+        return f"{self.wins} is better than {' and '.join(self.over)} on at least {count} {self.measure()}"
 
 
 @register_claim("interaction")

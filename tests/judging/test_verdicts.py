@@ -85,6 +85,25 @@ def test_wins_is_over_each_of_the_others_and_not_over_the_best_of_them_by_seed(r
     assert verdict.p_contradicted > 0.5
 
 
+def test_wins_at_each_point_of_the_axes_counts_settings(registry: Registry) -> None:
+    rates = [0.1, 0.2]
+    cells = {f"{task} · {m} · lr={rate}": 0.0 for task in ("t1", "t2") for m in "ab" for rate in rates}
+    scores = {cell: UP if " a " in cell else np.zeros(10) for cell in cells} | {"t2 · a · lr=0.2": -UP}
+    for count, outcome in ((3, S), (4, C)):
+        claim = {"wins": "a", "over": ["b"], "at_least": count, "at": "each"}
+        verdict = one(made_plan([claim], tasks=("t1", "t2"), axes={"a": rates, "b": rates}), scores, registry)
+        assert (verdict.outcome, len(verdict.parts)) == (outcome, 4)
+        assert f"at least {count} settings" in verdict.sentence
+
+
+def test_wins_at_each_point_refuses_points_that_some_methods_do_not_have(registry: Registry) -> None:
+    claim = {"wins": "a", "over": ["b", "c"], "at_least": 1, "at": "each"}
+    plan = made_plan([claim], methods=("a", "b", "c"), axes={"b": [0.1, 0.2]})
+    scores = dict.fromkeys(("t · a", "t · b · lr=0.1", "t · b · lr=0.2", "t · c"), UP)
+    verdict = one(plan, scores, registry)
+    assert verdict.outcome is U and "not all of `over` have" in verdict.reason
+
+
 def test_contrasts_values_and_regret(registry: Registry) -> None:
     methods = ("a", "b", "c")
     scores = {"t · a": 2 + UP, "t · b": 2.5 + UP / 2, "t · c": 1 + UP / 10}
