@@ -5,6 +5,7 @@ import doctest
 import importlib
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,10 @@ import numpy as np
 import papers
 import pytest
 import scipy
+from judging.made import ended, made_plan
 from support import harness, run
 
+from harness.judging.verdicts import Outcome, judge
 from harness.planning.grid import load_grid
 from harness.planning.plan import build_plan
 from harness.recording.records import Result, Results
@@ -38,12 +41,10 @@ def plugin_of(page: str, folder: Path) -> Path:
     return file
 
 
-GRIDS = [
-    (page.name, n)
-    for page in sorted(DOCS.glob("*.md"))
-    for n, b in enumerate(blocks(page.name, "yaml"))
-    if b.startswith("name:")
-]
+WRITTEN = [str(page.relative_to(DOCS)) for page in sorted([*DOCS.glob("*.md"), *(DOCS / "methods").glob("*.md")])]
+"""The pages that are written by hand: all but those of `papers/`."""
+
+GRIDS = [(page, n) for page in WRITTEN for n, b in enumerate(blocks(page, "yaml")) if b.startswith("name:")]
 
 
 @pytest.mark.parametrize(("page", "number"), GRIDS)
@@ -56,7 +57,82 @@ def test_every_grid_plans(page: str, number: int, tmp_path: Path) -> None:
 
 
 def test_the_pages_have_grids() -> None:
-    assert [page for page, _ in GRIDS].count("grids.md") >= 5
+    pages = [page for page, _ in GRIDS]
+    assert pages.count("grids.md") >= 6
+    assert {"methods/baselines.md", "methods/planted.md"} <= set(pages)
+
+
+def test_the_fork_of_the_grids_page_branches(tmp_path: Path, registry: Registry) -> None:
+    (fork,) = (block for block in blocks("grids.md", "yaml") if "start:" in block)
+    (tmp_path / "grid.yaml").write_text(fork)
+    plan = build_plan(load_grid(tmp_path / "grid.yaml", [], registry), registry)
+    trunk = {trial.hash for trial in plan.trials if trial.method_label == "adamw"}
+    branches = [trial for trial in plan.trials if trial.method_label != "adamw"]
+    starts = [required for trial in branches for required in trial.spec.requires if required.path == "start"]
+    assert len(starts) == len(branches) == 2 * len(trunk) and {required.hash for required in starts} == trunk
+    assert all(trial.stage == 1 for trial in branches)
+
+
+RULES = [line for block in blocks("methods/oui_screening.md", "yaml") for line in block.splitlines()]
+
+SCREENED = """
+name: oui-screening
+tasks: [cartpole/ppo, acrobot/ppo]
+methods: [adam]
+seeds: 2
+recipes: [{set: {env_steps: 4096, lr: {each: [1e-5, 1e-3]}}}]
+"""
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_screening_rule_plans(rule: str, tmp_path: Path, registry: Registry) -> None:
+    (tmp_path / "grid.yaml").write_text(SCREENED + rule)
+    plan = build_plan(load_grid(tmp_path / "grid.yaml", [], registry), registry)
+    assert plan.screening is not None and len(plan.trials) == 8
+
+
+def test_the_scheduler_of_the_screening_page_is_one() -> None:
+    from ray.tune.schedulers import TrialScheduler
+
+    made: dict[str, object] = {}
+    exec(blocks("methods/oui_screening.md", "python")[0], made)
+    assert isinstance(made["scheduler"], TrialScheduler) and made["scheduler"].reasons == {}
+
+
+@pytest.mark.slow
+def test_the_rules_of_the_screening_page_are_compared(tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text(SCREENED)
+    harness("run", tmp_path / "grid.yaml", "--results", tmp_path / "results")
+    code = blocks("methods/oui_screening.md", "python")[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "early_return + oui" in done.stdout
+
+
+def asked_for(command: str) -> list[tuple[str, str]]:
+    """What every `harness COMMAND` in the code of the written pages is given, with the page."""
+    return [
+        (page, given.split("#")[0].strip())
+        for page in WRITTEN
+        for given in re.findall(rf"(?m)^(?:    )?harness {command} (.+)", (DOCS / page).read_text())
+    ]
+
+
+@pytest.mark.parametrize(("page", "given"), asked_for("trial"))
+def test_every_trial_of_a_page_plans(page: str, given: str, tmp_path: Path) -> None:
+    words = shlex.split(given)
+    if words[0].startswith("lunarlander") and not importlib.util.find_spec("Box2D"):
+        pytest.skip("needs Box2D: pip install 'training-harness[box2d]'")
+    sets = [words[n + 1] for n, word in enumerate(words) if word == "--set"]
+    (tmp_path / "grid.yaml").write_text(
+        json.dumps({"name": "one", "tasks": words[:1], "methods": [words[1]], "seeds": 1})
+    )
+    registry = Registry([plugin_of(page, tmp_path)] if "--plugin" in words else [])
+    assert build_plan(load_grid(tmp_path / "grid.yaml", sets, registry), registry).trials
+
+
+@pytest.mark.parametrize(("page", "given"), [(p, g) for p, g in asked_for("run") if g.startswith("grids/")])
+def test_every_grid_that_a_page_runs_is_there(page: str, given: str) -> None:
+    assert (ROOT / shlex.split(given)[0]).is_file()
 
 
 @pytest.mark.parametrize(
@@ -66,12 +142,13 @@ def test_the_pages_have_grids() -> None:
         pytest.param("add-a-method.md", ["poisson/pinn", "norm_decay + adamw"], marks=pytest.mark.slow),
         ("add-a-task.md", ["moons/mlp", "adamw"]),
         ("add-a-probe.md", ["digits/mlp", "adamw", "--probe", "dead_units"]),
+        ("methods/federated_baselines.md", ["digits/federated", "fed_equal", "--set", "recipe.rounds=3"]),
     ],
 )
 def test_the_classes_run(page: str, asked: list[str], tmp_path: Path) -> None:
-    shown = harness(
-        "trial", *asked, "--plugin", plugin_of(page, tmp_path), "--results", tmp_path / "r", "--set", "recipe.steps=20"
-    )
+    length = [] if "--set" in asked else ["--set", "recipe.steps=20"]
+    given = ["--plugin", plugin_of(page, tmp_path), "--results", tmp_path / "r"]
+    shown = harness("trial", *asked, *given, *length)
     assert "test/" in shown
     assert "dead_units" not in asked or "probe/dead_units/mean" in shown
 
@@ -83,9 +160,26 @@ def test_the_classes_pass_the_suite(page: str, name: str, tmp_path: Path) -> Non
     assert "FAIL" not in shown and "  ok  " in shown
 
 
-def test_the_kind_of_claim_loads(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("drifts", "outcome"),
+    [
+        ([0.1, -0.1, 0.05, 0.0, 0.15], Outcome.SUPPORTED),
+        ([0.3, -0.4, 0.25, 0.5, -0.3], Outcome.CONTRADICTED),
+        ([0.1, -0.1, 0.05, 0.0, 0.25], Outcome.UNDECIDED),
+        ([0.1, -0.1, 0.05, 0.0], Outcome.UNDECIDED),
+    ],
+)
+def test_the_kind_of_claim_is_judged(drifts: list[float], outcome: Outcome, tmp_path: Path) -> None:
     registry = Registry([plugin_of("claims.md", tmp_path)])
-    assert "steady" in [item.name for item in registry.items("claim")]
+    plan = made_plan([{"steady": "a", "within": 0.2}], methods=["a"], seeds=5, registry=registry)
+    results = ended(plan, {"t · a": np.ones(5)})
+    for trial, drift in zip(plan.trials, drifts, strict=False):  # a seed without the probe is not measured
+        results[trial.hash].metrics["probe/drift"] = drift
+    (verdict,) = judge(plan, results, registry)
+    assert verdict.outcome is outcome and verdict.sentence == "a stays within 0.2"
+    if len(drifts) == 5:
+        (part,) = verdict.parts
+        assert part.differences == pytest.approx([0.2 - abs(drift) for drift in drifts])
 
 
 @pytest.mark.parametrize("page", [page.name for page in sorted(DOCS.glob("**/*.md")) if ">>>" in page.read_text()])
@@ -265,6 +359,19 @@ def test_the_examples_of_docstrings_hold(name: str) -> None:
     assert tried and not failed
 
 
+CONTROLS = ("baselines", "planted")
+"""Pages of methods that others are compared with: no grid asks about these."""
+
+
 def test_every_method_has_a_result() -> None:
     pages = {page.stem: page.read_text() for page in (DOCS / "methods").glob("*.md")}
-    assert all(re.search(r"<!-- result of \w+ -->", text) for name, text in pages.items() if name != "planted")
+    assert all(re.search(r"<!-- result of \w+ -->", text) for name, text in pages.items() if name not in CONTROLS)
+
+
+def test_every_method_has_a_page(registry: Registry) -> None:
+    pages = {page.stem: page.read_text() for page in (DOCS / "methods").glob("*.md")}
+    headed = "\n".join(line for text in pages.values() for line in text.splitlines() if line.startswith(("#", "| `")))
+    for item in registry.items("method"):
+        assert item.name in pages or re.search(rf"`{item.name}\b", headed), (
+            f"{item.name}: no page, heading or table row"
+        )
