@@ -1,6 +1,7 @@
 """Milliseconds per client on digits (MLP 64-64-10, 20 clients, 10 per round): the harness, a plain loop, pfl and Flower.
 
-The sides take turns, a few rounds each, in processes of their own on one core (Flower, which is made of processes: two).
+The sides take turns, a few rounds each, in processes of their own on one core (Flower, which is made of processes: two). Sides are
+compared by the ratio of their times in the same turn.
 The peers need environments of their own, since Flower fixes another version of Ray::
 
     uv venv --python 3.11 PEERS/flower && uv pip install --python PEERS/flower/bin/python "flwr[simulation]==1.41.0" torch
@@ -23,6 +24,15 @@ from typing import Any
 
 SIDES = Path(__file__).with_name("federated_sides.py")
 PER_ROUND = 10
+RATIOS = (
+    ("harness", "plain", "at most 1.1"),
+    ("pfl", "harness", "above 1"),
+    ("flower", "harness", "at least 12"),
+    ("plain", "vectorised", "none: what vectorised clients would add"),
+)
+"""Sides whose milliseconds are divided, and what should come out."""
+Times = dict[str, dict[int, float]]
+"""Milliseconds per client by side and turn."""
 
 
 def write_task(path: Path, seed: int = 0, rounds: int = 100) -> None:
@@ -88,6 +98,36 @@ def sides(peers: Path | None, task: Path, names: tuple[str, ...]) -> list[Side]:
     return found
 
 
+def measured(running: list[Side], turns: int) -> Times:
+    """Each side's milliseconds per client in each of its turns."""
+    times: Times = {side.name: {} for side in running}
+    for side in running:
+        side.ask("time", 2)
+    for turn in range(turns):
+        for side in running:
+            if side.name == "flower" and turn % 10:  # each of its turns starts Ray
+                continue
+            seconds = side.ask("time", 5)["seconds"]
+            times[side.name][turn] = 1e3 * seconds / PER_ROUND
+    return times
+
+
+def row(name: str, values: list[float], rest: str = "") -> str:
+    return f"{name:22} {statistics.median(values):8.3f} {min(values):8.3f} {max(values):8.3f}  {rest}".rstrip()
+
+
+def report(times: Times) -> str:
+    """Milliseconds per client, and ratios of sides in the same turns beside what they should be."""
+    rows = [f"{'ms per client':22} {'median':>8} {'least':>8} {'most':>8}"]
+    rows += [row(name, list(values.values())) for name, values in times.items()]
+    rows += ["", f"{'ratio, by turn':22} {'median':>8} {'least':>8} {'most':>8}  aim"]
+    for over, under, aim in RATIOS:
+        if over in times and under in times:
+            both = times[over].keys() & times[under].keys()
+            rows.append(row(f"{over} / {under}", [times[over][turn] / times[under][turn] for turn in both], aim))
+    return "\n".join(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", type=Path, help="folder with the environments flower and pfl")
@@ -97,22 +137,10 @@ def main() -> None:
         task = Path(folder) / "task.npz"
         write_task(task)
         running = sides(options.peers, task, ("plain", "harness", "vectorised", "pfl", "flower"))
-        times: dict[str, list[float]] = {side.name: [] for side in running}
-        for side in running:
-            side.ask("time", 2)
-        for turn in range(options.turns):
-            for side in running:
-                if side.name == "flower" and turn % 10:  # each of its turns starts Ray
-                    continue
-                seconds = side.ask("time", 5)["seconds"]
-                times[side.name].append(1e3 * seconds / PER_ROUND)
+        times = measured(running, options.turns)
         for side in running:
             side.close()
-    base = times["plain"]
-    print(f"{'side':12} {'ms per client':>14} {'least':>8} {'to plain, by turn':>20}")
-    for name, values in times.items():
-        ratio = statistics.median(v / base[i * (10 if name == "flower" else 1)] for i, v in enumerate(values))
-        print(f"{name:12} {statistics.median(values):14.3f} {min(values):8.3f} {ratio:20.2f}")
+    print(report(times))
 
 
 if __name__ == "__main__":
