@@ -168,6 +168,29 @@ def add_scaled(total: dict[str, Tensor], delta: dict[str, Tensor], weight: float
         total[name].add_(tensor, alpha=weight)
 
 
+def geometry(updates: Sequence[Update], weights: Tensor, names: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Norm of each update, and its cosine with their weighted mean, over the tensors of these names: (updates,) each.
+
+    An update of zeros has the cosine 0.
+
+    >>> updates = [Update(0, 3, {"w": torch.tensor([1.0, 0.0])}), Update(1, 1, {"w": torch.tensor([0.0, 1.0])})]
+    >>> geometry(updates, torch.tensor([0.75, 0.25]), ["w"])[1].tolist()
+    [0.9486832980505138, 0.31622776601683794]
+    """
+    shares = weights.double().cpu()
+    inner, squares = torch.zeros(len(updates), dtype=torch.float64), torch.zeros(len(updates), dtype=torch.float64)
+    total = 0.0
+    for name in names:
+        flat = torch.stack([update.delta[name].double().cpu().flatten() for update in updates])
+        mean = shares @ flat
+        inner += flat @ mean
+        squares += flat.square().sum(dim=1)
+        total += float(mean.square().sum())
+    norms = squares.sqrt()
+    lengths = norms * total**0.5
+    return norms, torch.where(lengths > 0, inner / lengths.clamp(min=1e-300), 0.0)
+
+
 @dataclass
 class Method:
     """What changes in training. Override what the method changes: every default trains plainly.

@@ -10,32 +10,10 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from harness import Client, Method, Server, Update, register_method
+from harness.method import geometry
 
 EPSILON = 1e-3
 Array = NDArray[np.float64]
-
-
-def alignment(deltas: Sequence[dict[str, Tensor]], sizes: ArrayLike) -> Tensor:
-    r"""Cosine of each update with the mean update :math:`\bar\Delta = \sum_k n_k \Delta_k / \sum_k n_k`. Shape (clients,).
-
-    An update of zeros has none: 0.
-
-    >>> alignment([{"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([0.0, 1.0])}], [3, 1]).tolist()
-    [0.9486832980505138, 0.31622776601683794]
-    """
-    shares = torch.as_tensor(np.asarray(sizes, dtype=np.float64))
-    shares = shares / shares.sum()
-    inner = torch.zeros(len(deltas), dtype=torch.float64)
-    squares = torch.zeros(len(deltas), dtype=torch.float64)
-    total = 0.0
-    for name in deltas[0]:
-        flat = torch.stack([delta[name].detach().cpu().double().flatten() for delta in deltas])
-        mean = shares @ flat
-        inner += flat @ mean
-        squares += flat.square().sum(dim=1)
-        total += float(mean.square().sum())
-    norms = squares.sqrt() * total**0.5
-    return torch.where(norms > 0, inner / norms.clamp(min=1e-300), 0.0)
 
 
 def factors(alignment: ArrayLike, eta: float = 1.0) -> Array:
@@ -57,7 +35,10 @@ def weights(alignment: ArrayLike, sizes: ArrayLike, eta: float = 1.0, rho: float
 
 @register_method("fed_align")
 class FedAlign(Method):
-    """Weights clients by the cosine of their update with the round's mean update, over the parameters."""
+    r"""Weights clients by the cosine of their update with the round's mean update, over the parameters.
+
+    The mean is :math:`\bar\Delta = \sum_k n_k \Delta_k / \sum_k n_k`; an update of zeros has the cosine 0.
+    """
 
     needs = frozenset({"clients"})
     source = "baseline of arXiv 2605.11571"
@@ -74,5 +55,6 @@ class FedAlign(Method):
         self._names = [name for name, _ in client.state.model.named_parameters() if name in server.weights]
 
     def factor(self, updates: Sequence[Update]) -> Tensor:
-        deltas = [{name: update.delta[name] for name in self._names} for update in updates]
-        return torch.from_numpy(factors(alignment(deltas, [update.size for update in updates]).numpy(), self.eta))
+        sizes = torch.tensor([update.size for update in updates], dtype=torch.float64)
+        _, alignment = geometry(updates, sizes / sizes.sum(), self._names)
+        return torch.from_numpy(factors(alignment.numpy(), self.eta))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from harness.activations import observe, oui, pre_activations
-from harness.method import Round, State, Update
+from harness.method import Round, State, geometry
 from harness.probe import Probe
 from harness.registry import register_probe
 
@@ -61,27 +61,6 @@ class Clients(Probe):
         if self.barrier:
             measured["barrier"] = barrier(state, round)
         return {f"clients/{name}": value for name, value in measured.items()}
-
-
-def geometry(updates: Sequence[Update], weights: Tensor, names: list[str]) -> tuple[Tensor, Tensor]:
-    """Norm of each update, and its cosine with their weighted mean, over the tensors of these names: (updates,) each.
-
-    An update of zeros has the cosine 0.
-    """
-    shares = weights.double().cpu()
-    inner, squares = torch.zeros(len(updates), dtype=torch.float64), torch.zeros(len(updates), dtype=torch.float64)
-    total = 0.0
-    for name in names:
-        flat = torch.stack([update.delta[name].double().cpu().flatten() for update in updates])
-        mean = shares @ flat
-        inner, squares, total = (
-            inner + flat @ mean,
-            squares + flat.square().sum(dim=1),
-            total + float(mean.square().sum()),
-        )
-    norms = squares.sqrt()
-    lengths = norms * total**0.5
-    return norms, torch.where(lengths > 0, inner / lengths.clamp(min=1e-300), 0.0)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from support import RELEASED
 
 from harness.conformance import Ran, run_short
 from harness.identity import Part, TrialSpec
+from harness.method import Update
 from harness.registry import Registry
 from harness.training.trial import build_recipe
 from methods import fed_align, fed_oui
@@ -154,12 +155,22 @@ def test_what_is_no_oui_is_refused(oui: list[float]) -> None:
 # --- alignment
 
 
-def test_alignment_by_hand() -> None:
-    deltas = [{"w": torch.tensor([3.0, 0.0]), "b": torch.tensor([4.0])}, {"w": torch.zeros(2), "b": torch.zeros(1)}]
-    assert fed_align.alignment(deltas, [1, 3]).tolist() == pytest.approx([1.0, 0.0])
-    opposite = [{"w": torch.tensor([2.0])}, {"w": torch.tensor([-1.0])}]
-    assert fed_align.alignment(opposite, [1, 1]).tolist() == [1.0, -1.0]
-    assert fed_align.factors([1.0, -1.0]).tolist() == pytest.approx([1.001, 0.001])
+@pytest.mark.parametrize(
+    ("deltas", "sizes", "cosines"),
+    [
+        ([{"w": [3.0, 0.0], "b": [4.0]}, {"w": [0.0, 0.0], "b": [0.0]}], [1, 3], [1.0, 0.0]),
+        ([{"w": [2.0]}, {"w": [-1.0]}], [1, 1], [1.0, -1.0]),
+        ([{"w": [1.0, 0.0]}, {"w": [0.0, 1.0]}], [3, 1], [3 / 10**0.5, 1 / 10**0.5]),
+    ],
+)
+def test_alignment_by_hand(deltas: list[dict[str, list[float]]], sizes: list[int], cosines: list[float]) -> None:
+    updates = [
+        Update(client, size, {name: torch.tensor(values) for name, values in delta.items()})
+        for client, (delta, size) in enumerate(zip(deltas, sizes, strict=True))
+    ]
+    method = fed_align.FedAlign()
+    method._names = list(deltas[0])
+    assert method.factor(updates).tolist() == pytest.approx([max(0.0, cosine) + 1e-3 for cosine in cosines])
 
 
 # --- trials
