@@ -10,7 +10,7 @@ from harness.judging.reading import one_sided, undecidable
 from harness.planning.grid import load_grid
 from harness.planning.plan import build_plan
 from harness.registry import Registry
-from tasks import environments
+from tasks import control
 from tasks.data import place, sets, text
 
 ROOT = Path(__file__).parents[1] / "grids"
@@ -24,7 +24,7 @@ SHARED_CONTROLS = {
 
 @pytest.fixture
 def no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every data set counts as there, with the same content and size: enough to plan with, not to train."""
+    """Every data set and environment counts as there, data with the same content and size: enough to plan, not to train."""
 
     def unread(name: str, paths: Iterable[Path], get: str) -> list[Path]:
         return list(paths)
@@ -35,7 +35,7 @@ def no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(place, "listing_digest", lambda root: "unread")
     monkeypatch.setattr(sets.DataSet, "training_samples", lambda self, selection: 45_000)
     monkeypatch.setattr(text, "training_tokens", lambda name, tokens: 1_000_000)
-    monkeypatch.setattr(environments, "EXTRAS", {})
+    monkeypatch.setattr(control, "check_environment", lambda environment: None)
 
 
 def claims_of(name: str, registry: Registry) -> list[str]:
