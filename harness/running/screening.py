@@ -69,6 +69,14 @@ class ScreeningScheduler(FIFOScheduler):
         """By trial that was judged: why it was stopped; empty for one that goes on."""
         self._seen: dict[str, dict[str, list[float]]] = {}
         self._file = Path(state_file) if state_file else None
+        self._recall()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Tune restores an experiment with the scheduler as it was when the experiment began."""
+        self.__dict__.update(state)
+        self._recall()
+
+    def _recall(self) -> None:
         if self._file and self._file.exists():
             self.load_state_dict(json.loads(self._file.read_text()))
 

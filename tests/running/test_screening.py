@@ -390,3 +390,59 @@ def test_anyones_tune_experiment(tmp_path: Path) -> None:
     finally:
         ray.shutdown()
     assert {r.config["x"]: r.metrics["step"] for r in found if r.config and r.metrics} == {0.1: 2, 0.5: 10, 0.9: 2}
+
+
+REPORTS = 6
+"""Of each trial below; it decides at the fourth, and the experiment breaks after the second."""
+
+
+@pytest.mark.slow
+def test_an_experiment_that_tune_restores_decides_as_one_in_one_go(tmp_path: Path) -> None:
+    """Tune brings back the scheduler of the beginning; means over four reports need those from before the break.
+
+    Mean divergences are .2 and .3, but .1 in both trials after the break: trial 1 would go on.
+    """
+    ray = pytest.importorskip("ray")
+    from ray import tune
+
+    broken = tmp_path / "broken"
+
+    def train(config: dict[str, Any]) -> None:
+        checkpoint = tune.get_checkpoint()
+        done = int((Path(checkpoint.path) / "step").read_text()) if checkpoint else 0
+        for step in range(done + 1, REPORTS + 1):
+            if step == 3 and not (broken / str(config["x"])).exists():
+                (broken / str(config["x"])).mkdir(parents=True)
+                raise RuntimeError("the machine goes away")
+            folder = tmp_path / f"{config['x']}-{step}"
+            folder.mkdir(exist_ok=True)
+            (folder / "step").write_text(str(step))
+            kl = config["kl"][step - 1]
+            tune.report({"step": step, "approx_kl": kl}, checkpoint=tune.Checkpoint.from_directory(folder))
+
+    state = tmp_path / "state.json"
+    scheduler = ScreeningScheduler("kl", {"approx_kl": (None, 0.25)}, at=4, time_attr="step", state_file=state)
+    kls = [[0.5, 0.1, 0.1, 0.1, 9.0, 9.0], [0.5, 0.5, 0.1, 0.1, 0.0, 0.0]]
+    space = tune.grid_search([{"x": x, "kl": kl} for x, kl in enumerate(kls)])
+    ray.init("local", num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    try:
+        first = tune.Tuner(
+            lambda config: train(config["run"]),
+            param_space={"run": space},
+            tune_config=tune.TuneConfig(scheduler=scheduler),
+            run_config=tune.RunConfig(name="e", storage_path=str(tmp_path / "tune"), verbose=0),
+        ).fit()
+        assert first.num_errors == 2
+        restored = tune.Tuner.restore(
+            str(tmp_path / "tune" / "e"),
+            lambda config: train(config["run"]),
+            resume_errored=True,
+            param_space={"run": space},
+        )
+        found = restored.fit()
+    finally:
+        ray.shutdown()
+    ended = {r.config["run"]["x"]: r.metrics["step"] for r in found if r.config and r.metrics}
+    assert ended == {0: REPORTS, 1: 4}
+    reasons = json.loads(state.read_text())["reasons"]
+    assert sorted(reasons.values()) == ["", "approx_kl 0.3, allowed: at most 0.25"]
