@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from harness.claim import Claim, ClaimError
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 
 @register_claim("value")
 class Value(Claim):
-    """A metric, or one over another, lies above or below a number, on every task."""
+    """A metric, or one over another, lies above or below a number, for every method named, on every task.
+
+    A method with several cells is asked at its validation-best one, with `at: each` at all of them.
+    """
 
     value: str = ""
     of: str = ""
@@ -46,11 +50,28 @@ class Value(Claim):
             bottom = evidence.value(trial, self.per) if self.per else 1.0
             return None if top is None or not bottom else sign * (top / bottom - bound)
 
-        return [
-            Contrast(cell, evidence.collect(task, cell, distance, self._name()), self._name(), {"bound": bound})
-            for task in evidence.tasks(self.on)
-            for cell in evidence.cells(task, self.of, self.where)
-        ]
+        found = []
+        for task in evidence.tasks(self.on):
+            for cells in self._compared(evidence, task):
+                read = partial(evidence.collect, task, read=distance, name=self._name())
+                chosen = evidence.choose(task, cells, read, *evidence.own(task))
+                details = {"bound": bound} | (chosen.told() if len(cells) > 1 else {})
+                found.append(Contrast(self._label(evidence, task, cells), chosen.scores, self._name(), details))
+        return found
+
+    def _compared(self, evidence: Evidence, task: str) -> list[list[str]]:
+        """The cells by method, of which the validation-best counts; under `each` every cell by itself."""
+        cells = evidence.cells(task, self.of, self.where)
+        if self.at == "each":
+            return [[cell] for cell in cells]
+        by_method: dict[str, list[str]] = {}
+        for cell in cells:
+            by_method.setdefault(evidence.trial(task, cell).method_label, []).append(cell)
+        return list(by_method.values())
+
+    def _label(self, evidence: Evidence, task: str, cells: list[str]) -> str:
+        """The cell, or the task and the method that has several."""
+        return cells[0] if len(cells) == 1 else f"{task} · {evidence.trial(task, cells[0]).method_label}"
 
     def _name(self) -> str:
         return f"{self.value} / {self.per}" if self.per else self.value
@@ -65,7 +86,8 @@ class Value(Claim):
 class Regret(Claim):
     """How far a method is from the best cell of the grid: below a bound on every task, or less than another in the worst case.
 
-    The best cell, the oracle, is that with the best mean over the other seeds, among all methods unless `among` names some.
+    The best cell, the oracle, is that with the best mean of the metric, among all methods unless `among` names some. As wherever
+    cells are chosen, the first third of the seeds chooses it and the others judge.
     With `chosen_on`, `than` is one fixed choice for all tasks: of the methods that it matches, that with the least mean regret
     over these tasks, development tasks say. Claims of other tasks then owe nothing to the choice.
     """

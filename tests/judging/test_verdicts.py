@@ -122,6 +122,20 @@ def test_contrasts_values_and_regret(registry: Registry) -> None:
         assert one(made_plan([claim], methods=methods), scores, registry, probe__x=ratio).outcome is outcome, claim
 
 
+def test_a_value_is_asked_at_the_cell_that_validation_prefers(registry: Registry) -> None:
+    axes = {"a": [0.1, 0.2]}
+    scores = {"t · a · lr=0.1": 1 + UP, "t · a · lr=0.2": 2 + UP, "t · b": UP}
+    measure = {"t · a · lr=0.1": np.full(10, 1.0), "t · a · lr=0.2": np.full(10, 5.0), "t · b": np.full(10, 4.0)}
+    claim = {"value": "probe/x", "of": "*", "above": 3.0}
+    best = one(made_plan([claim], axes=axes), scores, registry, probe__x=measure)
+    assert [part.label for part in best.parts] == ["t · a", "t · b"], "each method once"
+    assert best.parts[0].details["cell"] == "t · a · lr=0.2"
+    assert (best.outcome, best.parts[0].differences) == (S, [2.0] * 7), "the first three of ten seeds chose"
+    each = one(made_plan([claim | {"at": "each"}], axes=axes), scores, registry, probe__x=measure)
+    assert [part.label for part in each.parts] == list(scores)
+    assert (each.outcome, each.parts[0].differences) == (C, [-2.0] * 10)
+
+
 def test_correlation_and_precision_over_the_cells_of_a_seed(registry: Registry) -> None:
     rates = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
     rng = np.random.default_rng(0)
