@@ -20,7 +20,7 @@ from harness.judging.report_data import Findings, Row, Table, TaskTable, gather,
 from harness.judging.report_figures import task_figures, verdict_figure
 from harness.judging.report_overall import overall
 from harness.judging.report_rules import Rules, rules
-from harness.judging.telling import difference
+from harness.judging.telling import difference, rests
 from harness.judging.verdicts import Part, Verdict
 from harness.planning.plan import Plan
 from harness.recording.projection import literal
@@ -35,6 +35,9 @@ TEMPLATES = Path(__file__).parent / "templates"
 FORMATS = {"html": "report.html", "markdown": "report.md", "csv": "report.csv", "parquet": "report.parquet"}
 
 SYMBOLS = {"supported": "✓", "contradicted": "✗", "undecided": "?"}
+
+NORMAL = "The intervals are Student's: they take the scores of the seeds to be normally distributed."
+"""Said where the tables are."""
 
 ERRORS = 20
 """Tracebacks that a page shows."""
@@ -89,6 +92,7 @@ def html(findings: Findings, memory: Results) -> str:
             screening=list(screening(findings.verdicts)),
             rules=rules(findings, memory),
             errors=ERRORS,
+            normal=NORMAL,
             ended=ended(findings),
         )
     )
@@ -109,7 +113,7 @@ def templates() -> Environment:
     )
     found.filters |= {"number": number, "numbers": numbers, "difference": difference, "svg": Markup, "symbol": symbol}
     found.filters["details"] = lambda part: list(details(part))
-    found.filters["mark"] = mark
+    found.filters |= {"mark": mark, "rests": rests}
     found.globals["dash_arrays"] = DASH_ARRAYS
     return found
 
@@ -142,9 +146,9 @@ def _told(value: Any) -> str:
 
 
 def screening(verdicts: Sequence[Verdict]) -> Iterator[list[str]]:
-    """What early measures are worth: one row for each task of a claim about precision or correlation."""
+    """What early measures are worth: one row for each contrast of a claim about precision, correlation or screening."""
     for verdict in verdicts:
-        if verdict.kind not in ("precision", "correlated"):
+        if verdict.kind not in ("precision", "correlated", "screening"):
             continue
         for part in verdict.parts:
             told = "; ".join(f"{name}: {value}" for name, value in details(part))
@@ -176,8 +180,15 @@ def markdown(findings: Findings, judged: Rules | None = None) -> str:
         exploratory = " (exploratory)" if verdict.exploratory else ""
         lines += [f"## {str(verdict.outcome).capitalize()}{exploratory}: {literal(verdict.sentence)}", ""]
         lines += [literal("; ".join([verdict.reason, *verdict.exploratory])), ""]
-        rows = [[part.label, difference(part), part.unit, numbers(part.differences)] for part in verdict.parts]
-        lines += [*markdown_table(["contrast", "mean [interval]", "unit", "differences by seed"], rows), ""]
+        rows = [
+            [part.label, difference(part), number(part.detectable, 3), part.unit, numbers(part.differences)]
+            for part in verdict.parts
+        ]
+        lines += [
+            *markdown_table(["contrast", "mean [interval]", "detectable", "unit", "differences by seed"], rows),
+            "",
+        ]
+        lines += [literal(rests(verdict)), ""]
     if tables := overall(findings).tables:
         lines += ["## All tasks", ""]
         lines += [line for table in tables for line in table_lines(table)]
@@ -220,7 +231,7 @@ def task_lines(table: TaskTable) -> list[str]:
         interval = "" if r.low is None else f"[{number(r.low)}, {number(r.high)}]"
         seconds = "" if r.seconds is None else number(r.seconds, 3)
         rows.append([r.label, number(r.mean), interval, f"{r.finished}/{r.trials}", r.others, seconds, mark(r)])
-    return markdown_table(columns, rows) + ([f"\n{literal(table.note)}"] if table.note else [])
+    return [*markdown_table(columns, rows), "", NORMAL, *([literal(table.note)] if table.note else [])]
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -25,10 +25,37 @@ def verdicts(found: Sequence[Verdict]) -> Iterator[RenderableType]:
         because = "; ".join([verdict.reason, *verdict.exploratory])
         table.add_row(f"{verdict.outcome}{mark}", verdict.sentence, "\n".join(map(difference, verdict.parts)), because)
     yield table
-    for verdict in found[:1]:
-        rest = verdict.rests_on
-        varied = ", ".join(rest["varied"]) or "nothing"
-        yield f"Rests on {rest['seeds']} seeds that vary {varied}; {rest['splits']} splits of the data."
+    bases = [basis(verdict) for verdict in found]
+    if len(set(bases)) > 1:
+        yield from (f"{verdict.sentence}: {base}" for verdict, base in zip(found, bases, strict=True))
+    else:
+        yield from bases[:1]
+
+
+def basis(verdict: Verdict) -> str:
+    """The randomness that a verdict rests on: `rests on 5 seeds that vary init, order; 1 split of the data`."""
+    rest = verdict.rests_on
+    varied, splits = ", ".join(rest["varied"]) or "nothing", rest["splits"]
+    return f"rests on {rest['seeds']} seeds that vary {varied}; {splits} split{'s' if splits != 1 else ''} of the data"
+
+
+def rests(verdict: Verdict) -> str:
+    """All that a verdict rests on, in a paragraph."""
+    rest = verdict.rests_on
+    told = [
+        basis(verdict),
+        f"{rest['trials']} trials, {rest['worst']} of them failures, {rest['screened']} screened, {rest['stale']} of other code",
+        f"cells of each method: {_counts(rest['cells'])}",
+    ]
+    if rest["tuning"]:
+        told.append(f"points of tuning: {_counts(rest['tuning'])}")
+    look = f" at look {verdict.look}" if verdict.look else ""
+    judged = f"judged with {verdict.seeds} seeds{look}, corrected for {verdict.family} claims"
+    return "; ".join([*told, judged, f"claim {verdict.hash}"])
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
 def difference(part: Part) -> str:

@@ -22,9 +22,10 @@ from judging.made import ended, made_plan
 from scipy import stats
 
 from harness.judging.figures import Line, csv_text, curves, harmless
-from harness.judging.report import html, markdown, parquet, write_report
-from harness.judging.report_data import Findings, gather, trial_table
+from harness.judging.report import html, markdown, parquet, screening, write_report
+from harness.judging.report_data import Findings, gather, number, trial_table
 from harness.judging.report_overall import overall
+from harness.judging.telling import difference, verdicts
 from harness.planning.plan import LeftOut, Plan
 from harness.recording.grids import open_submission
 from harness.recording.overview import grid_content, read_report
@@ -121,11 +122,11 @@ def scores(plan: Plan, seed: int = 0) -> dict[str, Any]:
 
 def write_curves(plan: Plan, memory: Results, points: int, layers: tuple[str, ...] = ()) -> None:
     """Learning curves for the trials that have none."""
-    for number, trial in enumerate(plan.trials):
+    for place, trial in enumerate(plan.trials):
         result = memory.trial(trial.hash).result()
         with Attempt(memory.folder, trial.hash, trial.spec.to_json(), "c") as attempt:
             for point in range(points):
-                value = 1 - math.exp(-point / 10) + 0.01 * (number % 7)
+                value = 1 - math.exp(-point / 10) + 0.01 * (place % 7)
                 metrics = {"val/accuracy": value, "time/train_seconds": 0.1 * point}
                 metrics |= {f"probe/oui/{layer}": value * index for index, layer in enumerate(layers)}
                 metrics |= {"probe/oui/mean": value} if layers else {}
@@ -233,6 +234,36 @@ def test_a_real_difference_is_marked_and_a_failure_comes_last(tmp_path: Path) ->
     assert marks["a"] == ("", None)
     assert marks["c"][0] == "no difference shown", "one failure outweighs all wins"
     assert table.rows[-1].others == "1 diverged"
+
+
+BASIS = "rests on 6 seeds that vary split, partition, init, data, environment, evaluation, method, probe; 6 splits of the data"
+
+
+def test_early_measures_are_those_of_screening_claims_too(small: tuple[Findings, Results]) -> None:
+    verdict = small[0].verdicts[0]
+    kinds = [replace(verdict, kind=kind) for kind in ("precision", "correlated", "screening", "better")]
+    assert len(list(screening(kinds))) == 3 * len(verdict.parts)
+
+
+def test_the_markdown_says_what_a_verdict_rests_on_and_what_could_be_detected(small: tuple[Findings, Results]) -> None:
+    found, _ = small
+    text = markdown(found)
+    assert text.count(f"`{BASIS}; ") == len(found.verdicts)
+    for verdict in found.verdicts:
+        for part in verdict.parts:
+            assert f"`{difference(part)}` | `{number(part.detectable, 3)}` |" in text
+    assert text.count("normally distributed") == len(found.tables)
+
+
+def test_a_terminal_says_once_what_all_claims_rest_on(small: tuple[Findings, Results]) -> None:
+    one, other = small[0].verdicts
+    assert list(verdicts([one, other]))[1:] == [BASIS]
+    other = replace(other, rests_on=other.rests_on | {"splits": 1})
+    assert list(verdicts([one, other]))[1:] == [
+        f"{one.sentence}: {BASIS}",
+        f"{other.sentence}: {BASIS.replace('6 splits', '1 split')}",
+    ]
+    assert len(list(verdicts([]))) == 1
 
 
 def test_too_few_seeds_are_said_to_be_too_few(tmp_path: Path) -> None:
