@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.judging.figures import DASH_ARRAYS, Figure, csv_text
+from harness.judging.report_choices import stopped, tuning_figures, tuning_table, tunings
 from harness.judging.report_data import Findings, Row, Table, TaskTable, gather, number, numbers, trial_table
 from harness.judging.report_figures import task_figures, verdict_figure
 from harness.judging.report_overall import overall
@@ -75,6 +76,7 @@ def html(findings: Findings, memory: Results) -> str:
     """The page."""
     style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    tuned = tunings(findings)
     verdicts = [(verdict, verdict_figure(verdict, f"v{index}")) for index, verdict in enumerate(findings.verdicts)]
     tasks = [(table, task_figures(findings, table, memory, f"t{index}")) for index, table in enumerate(findings.tables)]
     return (
@@ -91,6 +93,9 @@ def html(findings: Findings, memory: Results) -> str:
             overall=overall(findings),
             screening=list(screening(findings.verdicts)),
             rules=rules(findings, memory),
+            stopped=stopped(findings),
+            tuned=[tuning_table(tuned)] if tuned else [],
+            tuning_figures=list(tuning_figures(findings, tuned)),
             errors=ERRORS,
             normal=NORMAL,
             ended=ended(findings),
@@ -194,6 +199,10 @@ def markdown(findings: Findings, judged: Rules | None = None) -> str:
         lines += [line for table in tables for line in table_lines(table)]
     for one in findings.tables:
         lines += [f"## {literal(one.task)}", "", *task_lines(one), ""]
+    if tuned := tunings(findings):
+        lines += ["## Tuning", "", *table_lines(tuning_table(tuned))]
+    if tables := stopped(findings):
+        lines += ["## Screening", "", *(line for table in tables for line in table_lines(table))]
     if judged:
         lines += ["## Early-stopping rules at matched recall", "", *markdown_table(judged.columns, judged.rows), ""]
         lines += ["## The same rules, where a success is a solved task", "", literal(judged.note), ""]

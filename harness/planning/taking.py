@@ -64,7 +64,7 @@ def _choose(trial: PlannedTrial, tuned: list[Requirement], plan: Plan, results: 
     if math.isinf(sum(costs[best])):
         raise Missing(f"needs a point of tuning that went well, of {len(costs)} none did")
     chosen = next(sources[r.hash] for r in tuned if sources[r.hash].tuning == best)
-    return _differing(trial, chosen)
+    return differing(trial, chosen)
 
 
 def _cost(required: Requirement, results: Mapping[str, Result], sign: int) -> float:
@@ -74,7 +74,7 @@ def _cost(required: Requirement, results: Mapping[str, Result], sign: int) -> fl
     return -sign * float(_value(required, results))
 
 
-def _differing(trial: PlannedTrial, chosen: PlannedTrial) -> dict[str, Any]:
+def differing(trial: PlannedTrial, chosen: PlannedTrial) -> dict[str, Any]:
     """The values of those fields that a trial leaves open, as another trial has them."""
     values = {
         f"recipe.{name}": chosen.spec.recipe[name]
