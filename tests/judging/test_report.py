@@ -451,10 +451,12 @@ def test_two_thousand_runs_are_small_and_soon_there(tmp_path: Path) -> None:
     assert len(plan.trials) == 2000
     _, memory = findings(plan, ended(plan, scores(plan)), tmp_path)
     write_curves(plan, memory, 60, ("a", "b", "c", "d", "e", "f"))
-    started = time.process_time()
-    file = write_report(plan, memory, Registry())
-    took = time.process_time() - started
+    spent = []
+    for _ in range(2):  # the lesser of two counts: other work on the machine adds to the CPU time of this one
+        started = time.process_time()
+        file = write_report(plan, memory, Registry())
+        spent.append(time.process_time() - started)
     assert file.stat().st_size < 5_000_000
-    assert took < 30, "10 s are aimed at; a busy machine counts more"
-    print(f"{file.stat().st_size / 1e6:.2f} MB, {took:.1f} s of CPU")
+    assert min(spent) < 10
+    print(f"{file.stat().st_size / 1e6:.2f} MB, {spent} s of CPU")
     check_harmless(file.read_text())
