@@ -4,6 +4,7 @@ import csv
 import doctest
 import importlib
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -104,7 +105,9 @@ def test_the_rules_of_the_screening_page_are_compared(tmp_path: Path) -> None:
     (tmp_path / "grid.yaml").write_text(SCREENED)
     harness("run", tmp_path / "grid.yaml", "--results", tmp_path / "results")
     code = blocks("methods/oui_screening.md", "python")[1]
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    wide = os.environ | {"COLUMNS": "200"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, env=wide)
     assert "early_return + oui" in done.stdout
 
 
