@@ -1,13 +1,12 @@
 """Comparisons by seed keep their word: simulations with a known truth, and numbers that scipy computes otherwise."""
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+from judging.shapes import CONTINUOUS, DISCRETE, at_most, failing, p_values, two_clusters
 from scipy import stats
 
 from harness.judging.paired import (
@@ -23,59 +22,11 @@ from harness.judging.paired import (
     subsets,
 )
 
-Array = NDArray[np.float64]
 DRAWS, LEVEL = 10_000, 0.05
-CHUNK = 500
+"""As test_levels.py has them, which is slow and has n = 20, families and looks too."""
 
 
-def two_clusters(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """Differences that are ±1 but for a little noise: Student's test is wrong in a quarter of all cases at n = 3."""
-    return rng.choice([-1.0, 1.0], shape) + rng.normal(0, 0.01, shape)
-
-
-def arms(draw: Callable[[np.random.Generator, tuple[int, ...]], Array]) -> Callable[..., Array]:
-    """Differences of two arms with one distribution, on top of what the seed does to both."""
-
-    def differences(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-        shared = rng.normal(0, 1, shape)
-        return (shared + draw(rng, shape)) - (shared + draw(rng, shape))
-
-    return differences
-
-
-def failing(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """Differences of arms that fail in a fifth of all cases: infinite where one did, zero where both did."""
-    one, other = (np.where(rng.random(shape) < 0.2, -np.inf, rng.gamma(1.0, 1.0, shape)) for _ in range(2))
-    with np.errstate(invalid="ignore"):
-        return np.nan_to_num(one - other, nan=0.0, posinf=np.inf, neginf=-np.inf)
-
-
-CONTINUOUS: dict[str, Callable[..., Array]] = {
-    "Gaussian": arms(lambda rng, shape: rng.normal(0, 1, shape)),
-    "skewed": arms(lambda rng, shape: rng.lognormal(0, 1, shape)),
-    "bimodal": arms(lambda rng, shape: rng.choice([-3.0, 3.0], shape) + rng.normal(0, 0.5, shape)),
-    "two clusters": two_clusters,
-}
-DISCRETE: dict[str, Callable[..., Array]] = {
-    "tied": arms(lambda rng, shape: np.round(rng.normal(0, 1, shape))),
-    "three values": lambda rng, shape: rng.choice([-1.0, 0.0, 1.0], shape, p=[0.4, 0.2, 0.4]),
-    "failing": failing,
-}
-SIZES = [3, 5, 10, pytest.param(20, marks=pytest.mark.slow)]
-
-
-def p_values(differences: Array) -> tuple[Array, Array]:
-    """Of many samples, some at a time."""
-    parts = [sign_flip_p(ranked_failures(part)) for part in np.array_split(differences, len(differences) // CHUNK)]
-    return np.concatenate([above for above, _ in parts]), np.concatenate([below for _, below in parts])
-
-
-def at_most(count: int, draws: int, rate: float) -> bool:
-    """Whether a count is no more than a rate allows, within the 99 % binomial bound."""
-    return bool(count <= stats.binom.ppf(0.99, draws, rate))
-
-
-@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("n", [3, 5, 10])
 @pytest.mark.parametrize("name", [*CONTINUOUS, *DISCRETE])
 def test_false_verdicts_come_no_more_often_than_stated_whatever_the_shape(name: str, n: int) -> None:
     rng = np.random.default_rng([n, len(name)])
