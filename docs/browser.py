@@ -159,7 +159,3 @@ class Browser:
             clip = {"x": 0, "y": 0, "width": width, "height": min(height, whole), "scale": 1}
             asked |= {"captureBeyondViewport": True, "clip": clip}
         file.write_bytes(base64.b64decode(self.ask("Page.captureScreenshot", **asked)["data"]))
-
-    def print(self, file: Path) -> None:
-        """The page as it is printed, as a PDF."""
-        file.write_bytes(base64.b64decode(self.ask("Page.printToPDF", preferCSSPageSize=True)["data"]))
