@@ -54,6 +54,10 @@ class Unwritable(ValueError):
     """A results folder that cannot be written from the start."""
 
 
+ROOM = 1 << 20
+"""Bytes that must be free in the results folder for anything to start."""
+
+
 class Infrastructure(RuntimeError):
     """What a grid runs on fails: exit status 3."""
 
@@ -288,7 +292,11 @@ class Watch:
 
 
 def _fit(units: Sequence[Unit], settings: dict[str, Any], watch: Watch, attempt: int, scheduler: Any) -> bool:
-    """One Tuner over units. Returns whether it ended unexpectedly: a memory kill by Ray ends `fit` with an exception."""
+    """One Tuner over units. Returns whether it ended unexpectedly: a memory kill by Ray ends `fit` with an exception.
+
+    Raises:
+        OSError: if the results folder has no room: Tune may have ended of that before a trial could tell.
+    """
     from ray import tune
     from ray.tune.error import TuneError
 
@@ -298,6 +306,7 @@ def _fit(units: Sequence[Unit], settings: dict[str, Any], watch: Watch, attempt:
     table = {unit.name: unit.to_json() for unit in units}
     storage = Path(tempfile.mkdtemp(prefix="tune-", dir=settings["results"]))
     try:
+        (storage / "room").write_bytes(bytes(ROOM))
         tune.Tuner(
             tune.with_parameters(Worker, table=table, settings=settings),
             tune_config=tune.TuneConfig(

@@ -4,9 +4,10 @@ import json
 import os
 import sqlite3
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,17 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def fill(file: Path, driver: "subprocess.Popen[str]") -> None:
+    """Keeps a disk full while a driver runs: what it deletes makes room, in which a trial could go on committing."""
+    deadline = time.monotonic() + PATIENCE
+    with file.open("wb", buffering=0) as filler:
+        while driver.poll() is None and time.monotonic() < deadline:
+            with suppress(OSError):
+                while True:
+                    filler.write(bytes(4096))
+            time.sleep(0.02)
+
+
 def remount(folder: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
 
@@ -234,10 +246,7 @@ def test_a_results_folder_that_becomes_full_in_mid_run(tmp_path: Path, undisturb
         driver = place.start("--cpus", 1)
         until(place.committed, PATIENCE, "a commit")
         filler = disk / "filler"
-        with pytest.raises(OSError), filler.open("wb") as file:
-            while True:
-                file.write(bytes(1 << 16))
-                file.flush()
+        fill(filler, driver)
         shown = driver.communicate(timeout=PATIENCE)[0]
         assert driver.returncode == 3, shown
         assert "a rerun goes on once that is mended" in shown
