@@ -113,7 +113,7 @@ def _run(planned: PlannedTrial, registry: Registry, memory: Results) -> Result:
     from harness.training.together import run_stack
     from harness.training.trial import Course, run_trial
 
-    length = int(planned.spec.recipe.get("rounds") or planned.spec.recipe["steps"])
+    length = planned.spec.length
     with Attempt(memory.folder, planned.hash, planned.spec.to_json(), planned.code, wait=1.0) as attempt:
         if attempt.state.step:
             print(f"going on from step {attempt.state.step} of {length}", file=sys.stderr)

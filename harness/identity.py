@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,11 @@ class Requirement:
 
 canonical = json.JSONEncoder(default=vars, sort_keys=True, separators=(",", ":")).encode
 """The text that hashes are of: keys sorted, no spaces."""
+
+
+def length_of(recipe: Mapping[str, Any]) -> int:
+    """Steps of a trial with this recipe, or rounds of a federated one."""
+    return int(recipe.get("rounds") or recipe.get("steps") or 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +91,11 @@ class TrialSpec:
     def method(self) -> str:
         """The composition by name: `lambda_gelu + balanced_adam`."""
         return " + ".join(part.name for part in self.methods)
+
+    @property
+    def length(self) -> int:
+        """Steps of the trial, or rounds of a federated one."""
+        return length_of(self.recipe)
 
     @property
     def seed_label(self) -> str:

@@ -136,6 +136,12 @@ class FederatedWorkload(Workload):
     def client_data(self, client: int) -> Batch:
         """All training samples of a client, for methods that measure on a client's own data."""
 
+    def client_inputs(self, client: int, samples: int, generator: torch.Generator) -> Tensor:
+        """Some inputs of a client, drawn without replacement. Shape (samples, …), or all that it has."""
+        inputs: Tensor = self.client_data(client)["inputs"]
+        order = torch.randperm(len(inputs), generator=generator)
+        return inputs[order[:samples].to(inputs.device)]
+
 
 @dataclass
 class Task(ABC):

@@ -137,9 +137,9 @@ class FedOUI(Method):
 
     def finish_client(self, client: Client) -> dict[str, Tensor]:
         state = client.state
-        inputs = state.workload.client_data(client.index)["inputs"]  # type: ignore[attr-defined]
-        order = torch.randperm(len(inputs), generator=state.streams.fresh(f"method/fed_oui/{client.index}"))
-        seen = pre_activations(state.model, inputs[order[: self.probe].to(inputs.device)])
+        generator = state.streams.fresh(f"method/fed_oui/{client.index}")
+        inputs = state.workload.client_inputs(client.index, self.probe, generator)  # type: ignore[attr-defined]
+        seen = pre_activations(state.model, inputs)
         value = oui_of(list(seen.values())[-1])
         state.act("oui", {str(client.index): value})
         return {"oui": torch.tensor(value, dtype=torch.float64)}

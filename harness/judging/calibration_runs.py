@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
+from harness.identity import length_of
 from harness.judging.calibration import Judgement, Run, fit
 from harness.recording.grids import submissions
 from harness.recording.records import Result, Results, Status
@@ -53,7 +54,7 @@ def run_of(
     task: str, seed: str, recipe: Mapping[str, Any], records: Iterable[Mapping[str, Any]], result: Result, at: float
 ) -> Run:
     """A finished or diverged trial as a run: its early values after a share of the training, and its final return."""
-    until = max(1, round(at * int(recipe.get("rounds") or recipe["steps"])))
+    until = max(1, round(at * length_of(recipe)))
     values = read(EVERY_RULE, records, until, float(recipe["lr"]))
     final = result.metrics.get(FINAL, -math.inf)
     return Run(task, float(recipe["lr"]), seed, values, final, False, result.metrics.get("time/train_seconds", 1.0))

@@ -254,8 +254,7 @@ class Evidence:
         """A metric as it stood at a fraction of the training; at 1 as it ended."""
         if fraction >= 1:
             return self.value(trial, metric)
-        length = trial.spec.recipe.get("rounds") or trial.spec.recipe.get("steps") or 1
-        due = [p.score for p in self.points(trial, metric) if p.step <= max(1.0, fraction * length)]
+        due = [p.score for p in self.points(trial, metric) if p.step <= max(1.0, fraction * trial.spec.length)]
         return due[-1] if due else None
 
     @cached_property

@@ -35,8 +35,8 @@ def stopped(findings: Findings) -> list[Table]:
     rows, each = [], []
     for task, ended in by_task.items():
         screened = [(trial, result) for trial, result in ended if result.status is Status.SCREENED]
-        left = sum(length(trial) - result.steps for trial, result in screened)
-        saved = left / sum(length(trial) for trial, _ in ended)
+        left = sum(trial.spec.length - result.steps for trial, result in screened)
+        saved = left / sum(trial.spec.length for trial, _ in ended)
         rows.append([task, f"{len(screened)}/{len(ended)}", f"{saved:.1%}"])
         each += [_stop(trial, result) for trial, result in screened]
     note = "Saved: the steps, or rounds, that stopped trials did not take, of those that all trials that ended would have taken."
@@ -47,15 +47,10 @@ def stopped(findings: Findings) -> list[Table]:
     return tables
 
 
-def length(trial: PlannedTrial) -> int:
-    """The steps of a trial, or its rounds."""
-    return int(trial.spec.recipe.get("rounds") or trial.spec.recipe["steps"])
-
-
 def _stop(trial: PlannedTrial, result: Result) -> list[str]:
     found = STOPPED.fullmatch(result.reason)
     told = found.groups() if found else ("", result.reason, "")
-    return [trial.cell, trial.spec.seed_label, *told, f"{result.steps} of {length(trial)}"]
+    return [trial.cell, trial.spec.seed_label, *told, f"{result.steps} of {trial.spec.length}"]
 
 
 @dataclass(frozen=True)

@@ -104,13 +104,6 @@ def client_ouis(state: State, round: Round, samples: int) -> list[float]:
         for update in round.updates:
             put(update.delta)
             generator = state.streams.fresh(f"probe/clients/{update.client}")
-            inputs = own_samples(state, update.client, samples, generator)
+            inputs = state.workload.client_inputs(update.client, samples, generator)  # type: ignore[attr-defined]
             found.append(oui(list(pre_activations(state.model, inputs).values())[-1]))
     return found
-
-
-def own_samples(state: State, client: int, samples: int, generator: torch.Generator) -> Tensor:
-    """Some inputs of a client, drawn without replacement. Shape (samples, …), or all that it has."""
-    inputs: Tensor = state.workload.client_data(client)["inputs"]  # type: ignore[attr-defined]
-    order = torch.randperm(len(inputs), generator=generator)
-    return inputs[order[:samples].to(inputs.device)]

@@ -102,7 +102,7 @@ class Run:
                 left_out=[vars(left) for left in self.plan.left_out],
                 environment=environment(),
             )
-            steps = [(trial.hash, trial.task_label, trial.method_label, length(trial.spec.recipe)) for trial in waiting]
+            steps = [(trial.hash, trial.task_label, trial.method_label, trial.spec.length) for trial in waiting]
             progress = Progress(self.console, cells(steps), slots)
             status = "interrupted"
             try:
@@ -196,11 +196,6 @@ def submitted(trial: PlannedTrial) -> dict[str, Any]:
         "seed": trial.spec.seed_label,
         "code": trial.code,
     }
-
-
-def length(recipe: dict[str, Any]) -> int:
-    """Steps of a trial, or rounds of a federated one."""
-    return int(recipe.get("rounds") or recipe.get("steps") or 1)
 
 
 def run_plan(plan: Plan, results: Results, options: Options, console: Console, only: set[str] | None = None) -> Outcome:

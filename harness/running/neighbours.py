@@ -97,7 +97,7 @@ class Neighbours(FIFOScheduler):
         if trial.hash not in self._added:
             self._added.add(trial.hash)
             rule.on_trial_add(None, shown)  # type: ignore[arg-type]
-        length = trial.spec.recipe.get("rounds") or trial.spec.recipe["steps"]
+        length = trial.spec.length
         result = {"share": step / length + ROUNDING, "score": score}
         action = rule.on_trial_result(None, shown, result)  # type: ignore[arg-type]
         stops = action != TrialScheduler.CONTINUE and step < length
