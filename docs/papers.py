@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from papers_figures import figures_of
+from papers_observables import section as observables_section
 from papers_pictures import picture
 from papers_published import PUBLISHED
 from papers_regimes import section as regimes_section
@@ -106,6 +107,8 @@ def page(name: str, findings: Findings, judged: Rules | None, pictures: dict[str
         lines += table(columns, part_rows(findings.verdicts), right=4)
     if name == "weight_decay_sweep":
         lines += regimes_section(findings)
+    if name == "oui_observable":
+        lines += observables_section(findings)
     if judged:
         lines += ["## Rules at matched recall", "", *RULES, ""]
         lines += table(judged.columns, judged.rows, right=len(judged.columns) - 3)

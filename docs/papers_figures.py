@@ -47,7 +47,7 @@ def weight_decay_sweep(findings: Findings, memory: Results) -> Iterator[Figure]:
             continue
         losses = [
             line(regime, place, over(evidence, task, found.cells[regime], decay, final(evidence, "val/loss")))
-            for place, regime in enumerate(REGIMES)
+            for place, regime in enumerate(REGIMES.values())
         ]
         yield from drawn(
             f"Validation loss and OUI over weight decay: {task}",

@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from harness.judging.evidence import Evidence
+from harness.judging.observing import regimes_of
 from harness.judging.report_data import Findings, cell_trials, number
 from harness.judging.statistics import mean_interval
 from harness.planning.plan import PlannedTrial
 
-REGIMES = ("under-regularised", "well-regularised", "over-regularised")
-FACTOR = 5.0
-"""How far from the best value the middle regime reaches, on both sides."""
+REGIMES = {"under": "under-regularised", "well": "well-regularised", "over": "over-regularised"}
 
 
 @dataclass(frozen=True)
@@ -25,34 +24,12 @@ class Regimes:
 
 
 def regimes(evidence: Evidence, task: str) -> Regimes | None:
-    """The regimes of a task; None as long as no cell has all its seeds.
-
-    Under-regularised below w* / 5, well-regularised from w* / 5 to 5 w*, over-regularised above. A cell of which a seed has no
-    loss is not the best.
-    """
-    decays, losses = {}, {}
-    for cell in evidence.cells(task, "*"):
-        decays[cell] = float(evidence.trial(task, cell).spec.recipe["weight_decay"])
-        found = [evidence.value(trial, "val/loss") for trial in cell_trials(evidence, task, cell)]
-        known = [loss for loss in found if loss is not None]
-        if len(known) == len(found):
-            losses[cell] = sum(known) / len(known)
-    if not losses:
+    """The regimes of a task; None as long as no cell has all its seeds."""
+    found = regimes_of(evidence, task, evidence.cells(task, "*"), "weight_decay", "val/loss")
+    if found is None:
         return None
-    best = decays[min(losses, key=losses.__getitem__)]
-    return Regimes(best, {name: [c for c in decays if regime(decays[c], best) == name] for name in REGIMES})
-
-
-def regime(decay: float, best: float) -> str:
-    """The regime of a value.
-
-    >>> [regime(decay, 1e-3) for decay in (1e-4, 2e-4, 1e-3, 5e-3, 1e-2)]
-    ['under-regularised', 'well-regularised', 'well-regularised', 'well-regularised', 'over-regularised']
-    """
-    tolerance = 1e-9
-    if decay < best / FACTOR * (1 - tolerance):
-        return REGIMES[0]
-    return REGIMES[2] if decay > best * FACTOR * (1 + tolerance) else REGIMES[1]
+    named = {title: [cell for cell, each in found.named.items() if each == name] for name, title in REGIMES.items()}
+    return Regimes(found.best, named)
 
 
 def section(findings: Findings) -> Iterator[str]:

@@ -342,7 +342,7 @@ def test_a_control_that_failed_is_shouted(tiny: tuple[Path, dict[tuple[str, str]
     assert [verdict["control"] for verdict in verdicts] == ["positive control", "null control", "claim"]
 
 
-@pytest.mark.parametrize("name", ["papers_regimes", "papers_tables"])
+@pytest.mark.parametrize("name", ["papers_observables", "papers_tables"])
 def test_the_examples_of_the_pages_code_hold(name: str) -> None:
     failed, tried = doctest.testmod(importlib.import_module(name))
     assert tried and not failed

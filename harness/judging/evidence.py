@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harness.claim import ClaimError
 from harness.judging.scores import Contrast, Scores
@@ -151,6 +152,16 @@ class Evidence:
                 present[index] = True
         hashes = frozenset(trial.hash for trials in by_unit.values() for trial in trials)
         return Scores(low, high, frozenset(held), present, np.ones(n, dtype=bool), hashes)
+
+    def over(self, task: str, cells: Sequence[str], metric: str, numbers: NDArray[np.float64]) -> Scores:
+        """Numbers by seed that were computed over all of some cells, whose runs end with a metric.
+
+        What has no end holds the verdict back; a seed with a screened run may be anything.
+        """
+        ends = [self.collect(task, cell, lambda trial: self.value(trial, metric), metric) for cell in cells]
+        censored = np.any([(end.low < end.high) & end.present for end in ends], axis=0)
+        low, high = np.where(censored, -math.inf, numbers), np.where(censored, math.inf, numbers)
+        return replace(Scores.combine(ends, "worst"), low=low, high=high)
 
     def _bounds(
         self, trial: PlannedTrial, read: Callable[[PlannedTrial], float | None], name: str, held: set[str]

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from harness.judging.calibration import Run, accept
 from harness.judging.calibration_runs import FINAL, JUDGED, label, run_of
-from harness.judging.evidence import WORST, Contrast, Evidence, Scores
+from harness.judging.evidence import WORST, Contrast, Evidence
 from harness.judging.statistics import rank_correlation
 from harness.judging.times import time_to_target
 from harness.planning.claims import better_when
 from harness.planning.plan import PlannedTrial
-from harness.recording.records import Result, Status
+from harness.recording.records import Result
 
 if TYPE_CHECKING:
     from harness.judging.measures import Correlated, Precision, Saves, Screening
@@ -111,8 +111,6 @@ def precision_by_seed(claim: Precision, evidence: Evidence, task: str) -> Contra
     metric = evidence.metric(task, claim.by)
     sign = evidence.sign(task, metric, claim.direction)
     final = [evidence.scores(task, cell, metric, claim.direction) for cell in cells]
-    whole = Scores.combine(final, "worst")
-    censored = np.any([(s.low < s.high) & s.present for s in final], axis=0)
     success = np.array([s.low >= sign * (claim.success or 0.0) for s in final]).T
 
     def runs(name: str) -> Runs:
@@ -131,15 +129,12 @@ def precision_by_seed(claim: Precision, evidence: Evidence, task: str) -> Contra
         numbers = numbers - theirs.precisions(claim.recall, claim.than_accepts)
     else:
         numbers = numbers - (claim.above or 0.0)
-    return Contrast(task, _bounded(whole, numbers, censored), "precision", details)
+    return Contrast(task, evidence.over(task, cells, metric, numbers), "precision", details)
 
 
 def rules_by_seed(claim: Screening, evidence: Evidence, task: str) -> list[Contrast]:
     """The precision of a screening rule on each seed left out, minus that of each other rule, or of keeping all runs."""
     cells = evidence.cells(task, claim.of, claim.where)
-    ends = [evidence.collect(task, cell, lambda trial: evidence.value(trial, FINAL), FINAL) for cell in cells]
-    whole = Scores.combine(ends, "worst")
-    censored = np.any([(end.low < end.high) & end.present for end in ends], axis=0)
     runs = label([run for cell in cells for run in _runs(claim, evidence, task, cell)])
 
     def precisions(rule: str) -> NDArray[np.float64]:
@@ -156,7 +151,7 @@ def rules_by_seed(claim: Screening, evidence: Evidence, task: str) -> list[Contr
         theirs = precisions(rule)
         details = {"left out": ours.tolist(), "left out, other": theirs.tolist()}
         name = f"{task} · {rule}" if rule else task
-        contrasts.append(Contrast(name, _bounded(whole, ours - theirs, censored), "precision", details))
+        contrasts.append(Contrast(name, evidence.over(task, cells, FINAL, ours - theirs), "precision", details))
     return contrasts
 
 
@@ -185,19 +180,13 @@ def correlation_by_seed(claim: Correlated, evidence: Evidence, task: str) -> Con
     cells = evidence.cells(task, claim.of, claim.where)
     better = claim.direction or better_when(claim.against, evidence.own(task))
     worst = {"max": -math.inf, "min": math.inf}.get(better)
-    ends = [
-        evidence.collect(task, cell, lambda trial: evidence.value(trial, claim.against), claim.against)
-        for cell in cells
-    ]
-    whole = Scores.combine(ends, "worst")
-    censored, numbers, left_out = np.zeros(len(evidence.units), dtype=bool), [], 0
+    numbers, left_out = [], 0
     for index in range(len(evidence.units)):
         pairs = []
         for cell in cells:
             trial = evidence.by_unit(task, cell)[index]
             result = evidence.results.get(trial.hash)
             status = result.status if result else None
-            censored[index] |= status is Status.SCREENED
             x = evidence.early(trial, claim.correlated, claim.early) if result else None
             y = worst if status in WORST else evidence.value(trial, claim.against)
             if x is None or y is None:
@@ -207,7 +196,8 @@ def correlation_by_seed(claim: Correlated, evidence: Evidence, task: str) -> Con
         found = rank_correlation([x for x, _ in pairs], [y for _, y in pairs], claim.kind)
         numbers.append((-1 if claim.inverse else 1) * (found or 0.0))
     details = {"cells": len(cells), "runs left out": left_out, "correlations": numbers}
-    return Contrast(task, _bounded(whole, np.array(numbers) - claim.above, censored), claim.kind, details)
+    scores = evidence.over(task, cells, claim.against, np.array(numbers) - claim.above)
+    return Contrast(task, scores, claim.kind, details)
 
 
 def saving(claim: Saves, evidence: Evidence, task: str) -> Contrast:
@@ -230,12 +220,6 @@ def saving(claim: Saves, evidence: Evidence, task: str) -> Contrast:
     ours, theirs = sides
     details = {"ours": ours.told(), "theirs": theirs.told()}
     return Contrast(task, ours.scores.minus(theirs.scores.times(1 - claim.at_least)), name, details)
-
-
-def _bounded(whole: Scores, numbers: NDArray[np.float64], censored: ArrayLike) -> Scores:
-    """Numbers in place of scores; a seed with a screened run may be anything."""
-    low, high = np.where(censored, -math.inf, numbers), np.where(censored, math.inf, numbers)
-    return replace(whole, low=low, high=high)
 
 
 def _number(value: float | None) -> float:
