@@ -116,9 +116,10 @@ def plan(
     for part in overview(planned, memory, os.cpu_count() or 1):
         out.print(part)
     if planned.claims.listed:
+        from harness.judging.history import history
         from harness.judging.telling import doubts
 
-        for line in doubts(planned, registry):
+        for line in doubts(planned, registry, history(memory, planned.name)):
             out.print(line)
     out.print(f"Next: harness run {grid}")
 

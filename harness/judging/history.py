@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.planning.claims import Claims, claim_hash, looks_of
 from harness.planning.errors import GridError, Where
+from harness.planning.plan import Plan
 from harness.planning.reading import parse
 from harness.planning.schema import Sequential
 from harness.recording.grids import Submission, submissions
@@ -85,6 +86,11 @@ def exploratory(
         if seen or not later:
             reasons.append(f"{len(added)} of its {len(resting)} trials were added when results were there")
     return reasons
+
+
+def asked_before(plan: Plan, past: Sequence[Written]) -> int:
+    """How many claims the submissions of a grid asked that its plan asks no more."""
+    return forgone([claim.hash for claim in plan.claims.listed], {trial.hash for trial in plan.trials}, past)
 
 
 def forgone(claims: Collection[str], trials: Collection[str], past: Sequence[Written]) -> int:

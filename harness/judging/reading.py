@@ -123,32 +123,35 @@ Outcomes = tuple[set[str], set[str]]
 """Claims by hash that could come out supported, and contradicted."""
 
 
-def undecidable(plan: Plan, registry: Registry | None = None) -> dict[str, str]:
+def undecidable(plan: Plan, registry: Registry | None = None, gone: int = 0) -> dict[str, str]:
     """Claims that no outcome of this grid could decide, by hash, and why: for `plan`.
 
-    The best that can happen is that every claim has the smallest p-value that its seeds allow.
+    The best that can happen is that every claim has the smallest p-value that its seeds allow; those that were asked before
+    and are asked no more, `gone`, stay in the family as ones that failed.
     """
-    reads, level, (supported, contradicted) = _possible(plan, registry or Registry())
+    reads, level, (supported, contradicted) = _possible(plan, registry or Registry(), gone)
+    family = len(reads) + gone
     return {
         read.planned.hash: read.trouble
-        or f"{_too_few(read, level, reads)}: {_needed(read, level, reads, (0, 1))} would do"
+        or f"{_too_few(read, level, family)}: {_needed(read, level, family, (0, 1))} would do"
         for read in reads
         if read.planned.hash not in supported | contradicted
     }
 
 
-def one_sided(plan: Plan, registry: Registry | None = None) -> dict[str, str]:
+def one_sided(plan: Plan, registry: Registry | None = None, gone: int = 0) -> dict[str, str]:
     """Claims that this grid could support but never contradict, or the other way round, by hash, and what would do."""
-    reads, level, outcomes = _possible(plan, registry or Registry())
+    reads, level, outcomes = _possible(plan, registry or Registry(), gone)
+    family = len(reads) + gone
     return {
-        read.planned.hash: f"{_too_few(read, level, reads)} for {word}: {_needed(read, level, reads, (side,))} would do"
+        read.planned.hash: f"{_too_few(read, level, family)} for {word}: {_needed(read, level, family, (side,))} would do"
         for read in reads
         for side, word in enumerate(("supported", "contradicted"))
         if read.planned.hash not in outcomes[side] and read.planned.hash in outcomes[1 - side]
     }
 
 
-def _possible(plan: Plan, registry: Registry) -> tuple[list[Read], float, Outcomes]:
+def _possible(plan: Plan, registry: Registry, gone: int) -> tuple[list[Read], float, Outcomes]:
     """The claims at the last look, its level, and what could come out of any look."""
     outcomes: Outcomes = (set(), set())
     reads: list[Read] = []
@@ -156,15 +159,15 @@ def _possible(plan: Plan, registry: Registry) -> tuple[list[Read], float, Outcom
         reads = read_claims(Evidence(plan, {}, lambda hash: (), look.seeds), registry)
         smallest = [read.smallest(read.seeds) for read in reads]
         for side, found in enumerate(outcomes):
-            adjusted = holm([pair[side] for pair in smallest])
-            found |= {read.planned.hash for read, p in zip(reads, adjusted, strict=True) if p <= look.level}
+            adjusted = holm([*(pair[side] for pair in smallest), *[1.0] * gone])
+            found |= {read.planned.hash for read, p in zip(reads, adjusted, strict=False) if p <= look.level}
     return reads, looks(plan)[-1].level, outcomes
 
 
-def _too_few(read: Read, level: float, family: list[Read]) -> str:
-    return f"{read.seeds} seeds are too few at {level:.3g}, corrected for {len(family)} claims"
+def _too_few(read: Read, level: float, family: int) -> str:
+    return f"{read.seeds} seeds are too few at {level:.3g}, corrected for {family} claims"
 
 
-def _needed(read: Read, level: float, family: list[Read], sides: tuple[int, ...]) -> str:
-    enough = (n for n in range(1, 14) if min(read.smallest(n)[side] for side in sides) * len(family) <= level)
+def _needed(read: Read, level: float, family: int, sides: tuple[int, ...]) -> str:
+    enough = (n for n in range(1, 14) if min(read.smallest(n)[side] for side in sides) * family <= level)
     return str(next(enough, "no number"))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich.console import RenderableType
 from rich.table import Table
 
+from harness.judging.history import Written, asked_before
 from harness.judging.reading import one_sided, undecidable
 from harness.judging.verdicts import Part, Verdict
 from harness.planning.plan import Plan
@@ -67,9 +68,16 @@ def difference(part: Part) -> str:
     return f"{mean} [{low}, {high}] {part.paired.confidence:.0%}"
 
 
-def doubts(plan: Plan, registry: Registry) -> list[str]:
-    """A line for each claim that no outcome of the grid could decide, or that it could decide one way only."""
-    never, one_way = undecidable(plan, registry), one_sided(plan, registry)
+def doubts(plan: Plan, registry: Registry, past: Sequence[Written] = ()) -> list[str]:
+    """A line for each claim that no outcome of the grid could decide, or that it could decide one way only.
+
+    Args:
+        plan: what the grid comes to.
+        registry: all kinds of claims.
+        past: the submissions of the grid so far; what they asked and the grid asks no more stays in the family.
+    """
+    gone = asked_before(plan, past)
+    never, one_way = undecidable(plan, registry, gone), one_sided(plan, registry, gone)
     said = {hash: f"cannot be decided by this grid: {reason}" for hash, reason in never.items()}
     said |= {hash: f"can be decided one way only by this grid: {reason}" for hash, reason in one_way.items()}
     return [f"{claim.sentence}: {said[claim.hash]}" for claim in plan.claims.listed if claim.hash in said]

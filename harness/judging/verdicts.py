@@ -12,7 +12,7 @@ import numpy as np
 
 from harness.claim import Claim
 from harness.judging.evidence import WORST, Curves, Evidence, units
-from harness.judging.history import Written, exploratory, forgone, history
+from harness.judging.history import Written, asked_before, exploratory, history
 from harness.judging.paired import Paired, describe, detectable_effect, holm
 from harness.judging.reading import Look, Read, contrast_p, looks, read_claims
 from harness.judging.scores import Contrast
@@ -141,8 +141,7 @@ def _stands(
     latest: dict[str, Stand] = {}
     available = len(units(plan)[1])
     reasons: dict[str, list[str]] = {}
-    hashes = [claim.hash for claim in plan.claims.listed]
-    gone = forgone(hashes, {trial.hash for trial in plan.trials}, past or [])
+    gone = asked_before(plan, past or [])
     for look in looks(plan):
         if look.seeds > available and look.number > 1:
             break
@@ -159,7 +158,7 @@ def _stands(
             latest[stand.read.planned.hash] = stand
             if stand.outcome is not Outcome.UNDECIDED:
                 decided.setdefault(stand.read.planned.hash, stand)
-    return [decided.get(hash) or latest[hash] for hash in hashes], reasons
+    return [decided.get(claim.hash) or latest[claim.hash] for claim in plan.claims.listed], reasons
 
 
 def _judge_look(

@@ -10,6 +10,8 @@ import pytest
 from support import harness
 
 from harness.judging.compare import Change, compare, find_side, metric_of, table
+from harness.judging.history import history
+from harness.judging.telling import doubts
 from harness.judging.verdicts import Outcome, judge_folder
 from harness.planning.grid import load_grid
 from harness.planning.plan import Plan, build_plan
@@ -166,6 +168,18 @@ def test_a_claim_that_was_dropped_after_a_look_stays_in_the_family(made: Folder)
         (verdict,) = judge_folder(only, made.memory, made.registry)
         assert not verdict.exploratory and "corrected for 3 claims, 2 of them asked before" in verdict.reason
         made.submit(only)
+
+
+def test_the_plan_counts_what_was_asked_before(made: Folder) -> None:
+    """By hand: four claims and six seeds, 4/64, is more than .05, however many of them the grid still asks."""
+    others = "".join(f"  - {{better: adamw, than: balanced_adam, margin: {margin}}}\n" for margin in (0, 0.1, 0.2))
+    four = made.plan(CLAIM.replace("[", "\n  - ").replace("]", "") + others, 6)
+    only = made.plan(CLAIM, 6)
+    assert doubts(only, made.registry) == []
+    made.submit(four)
+    made.finish(four)
+    (line,) = doubts(only, made.registry, history(made.memory, "frozen"))
+    assert line.endswith("6 seeds are too few at 0.05, corrected for 4 claims: 7 would do")
 
 
 def test_a_claim_that_was_dropped_before_any_result_is_forgotten(made: Folder) -> None:
