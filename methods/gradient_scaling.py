@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, overload
 
@@ -38,7 +39,7 @@ class BlockNormalised(Method):
             if block:
                 norm = torch.stack(torch._foreach_norm(block, 2, dtype=torch.float64)).norm()
                 size = sum(gradient.numel() for gradient in block) if self.scale == "sqrt_size" else 1
-                factor = _ratio(norm.new_tensor(float(size)).sqrt(), norm)
+                factor = _ratio(norm.new_full((), math.sqrt(size)), norm)
                 torch._foreach_mul_(block, factor.to(block[0].dtype))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -12,48 +13,55 @@ from harness import Method, State, Workload, register_method
 from harness.activations import on_forward
 
 Layer = tuple[str, nn.Parameter, list[nn.Parameter]]
-"""The name of a weight, the weight, and the one-dimensional parameters that go with it."""
+"""The name of a weight, the weight, and the other parameters that go with it."""
+PARAMETRISED = ".parametrizations."
+"""In the name of a parameter that a weight is computed from."""
 
 
 def layers_of(model: nn.Module) -> list[Layer]:
     """The layers of a model: its trainable weights (two dimensions or more) in the order of definition.
 
-    One-dimensional parameters go with the weight before them: a layer's own bias, and a normalisation that follows it.
+    One-dimensional parameters go with the weight before them: a layer's own bias, and a normalisation that follows it. Of a
+    weight that a parametrisation computes from several parameters, the largest stands for it and the others go with it.
 
     >>> [(name, len(rest)) for name, _, rest in layers_of(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)))]
     [('0.weight', 3)]
     """
-    layers: list[Layer] = []
+    by_module: dict[str, list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.ndim > 1:
-            layers.append((name, parameter, []))
-        elif parameter.requires_grad and layers:
-            layers[-1][2].append(parameter)
+        if parameter.requires_grad:
+            owner = name.partition(PARAMETRISED)[0] if PARAMETRISED in name else name.rpartition(".")[0]
+            by_module.setdefault(owner, []).append((name, parameter))
+    layers: list[Layer] = []
+    for members in by_module.values():
+        if any(PARAMETRISED in name for name, _ in members):
+            (name, weight), *others = sorted(members, key=lambda member: -member[1].numel())
+            layers.append((name, weight, [parameter for _, parameter in others]))
+            continue
+        for name, parameter in members:
+            if parameter.ndim > 1:
+                layers.append((name, parameter, []))
+            elif layers:
+                layers[-1][2].append(parameter)
     return layers
 
 
 def population_std(gradients: Sequence[Tensor]) -> Tensor:
     """The population standard deviation of the entries of each tensor, in float64: (tensors,).
 
-    Sums are taken in float64, in which squares of any float32 number neither underflow nor overflow; float64 tensors are
-    centred and divided by their largest entry first.
+    Entries are centred first, so that equal ones have 0 exactly, and their squares are summed in float64, in which those of any
+    float32 number neither underflow nor overflow; float64 tensors are divided by their largest entry for that.
     """
     gradients = list(gradients)
+    roots = [math.sqrt(gradient.numel()) for gradient in gradients]
+    scale: Tensor | float = 1.0
     if gradients[0].dtype == torch.float64:
         largest = torch.stack(torch._foreach_norm(gradients, float("inf")))
         scale = torch.where(torch.isfinite(largest) & (largest > 0), largest, 1.0)
-        units = torch._foreach_div(gradients, list(scale.unbind()))
-        torch._foreach_sub_(units, [unit.mean() for unit in units])
-        return scale * torch.stack(torch._foreach_norm(units)) / _roots(units)
-    means = torch.stack([gradient.mean(dtype=torch.float64) for gradient in gradients])
-    norms = torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float64))
-    return ((norms / _roots(gradients)).square() - means.square()).clamp(min=0).sqrt()
-
-
-def _roots(tensors: Sequence[Tensor]) -> Tensor:
-    """The square root of each number of entries."""
-    counts = [tensor.numel() for tensor in tensors]
-    return torch.tensor(counts, dtype=torch.float64, device=tensors[0].device).sqrt()
+        gradients = torch._foreach_div(gradients, list(scale.unbind()))
+    means = [gradient.mean(dtype=torch.float64).to(gradient.dtype) for gradient in gradients]
+    norms = torch._foreach_norm(torch._foreach_sub(gradients, means), 2, dtype=torch.float64)
+    return scale * torch.stack(torch._foreach_div(norms, roots))
 
 
 def factors_for(gradients: Sequence[Tensor], reference_std: Tensor | float, eps: float = 0.0) -> Tensor:
@@ -130,7 +138,10 @@ class StableGrad(Method):
         if self.reference == "predictions":
             tensors = list(state.objectives[-1].predictions.values())
         elif self.reference == "outputs":
-            assert self._output is not None
+            if self._output is None:
+                raise ValueError(
+                    "reference: found 'outputs', which compiled derivatives do not show, allowed: predictions"
+                )
             tensors, self._output = [self._output], None
         else:
             return
@@ -176,8 +187,17 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 
 def _sums_of_gradients(value: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-    """The number of entries of the gradients of `value` by some tensors, their sum and the sum of their squares."""
+    """The number of entries of the gradients of `value` by some tensors, their sum and the sum of their squares.
+
+    Raises:
+        ValueError: if `value` depends on none of them.
+    """
     attached = [tensor for tensor in tensors if tensor.requires_grad]
-    found = torch.autograd.grad(value, attached, retain_graph=True, materialize_grads=True)
-    flat = torch.cat([gradient.detach().reshape(-1).double() for gradient in found])
-    return torch.stack([flat.new_tensor(float(flat.numel())), flat.sum(), flat.square().sum()])
+    found = torch.autograd.grad(value, attached, retain_graph=True, allow_unused=True)
+    if all(gradient is None for gradient in found):
+        raise ValueError(
+            "reference: found an objective that does not depend on its predictions, allowed: last_layer, rms, one"
+        )
+    pairs = zip(found, attached, strict=True)
+    flat = torch.cat([(t.new_zeros(t.shape) if g is None else g.detach()).reshape(-1).double() for g, t in pairs])
+    return torch.stack([flat.new_full((), float(flat.numel())), flat.sum(), flat.square().sum()])

@@ -17,8 +17,6 @@ from tasks.derivatives import Jet, jet
 from tasks.equations import Equation
 from tasks.pictures import field_picture
 
-Losses = tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]
-"""The objective, the mean squares that it is the weighted sum of, and what they are the squares of."""
 HELD_OUT = (4096, 256, 256)
 """Interior, boundary and initial points that a held-out split is scored at."""
 
@@ -63,9 +61,9 @@ class PhysicsInformed(Workload):
     ) -> None:
         self.model, self.equation = model, equation
         self._recipe, self._device, self._route = recipe, device, route
-        self._losses: Callable[[nn.Module, Batch], Losses] = self._weighed
-        if compiled:
-            self._losses = torch.compile(self._weighed, dynamic=False)
+        self._predict: Callable[[nn.Module, Batch], dict[str, Tensor]] = self._predictions
+        if compiled:  # not the objective with them: it would not depend on its predictions, which StableGrad asks it
+            self._predict = torch.compile(self._predictions, dynamic=False)
         self._names = tuple(dict.fromkeys((*equation.derivatives, *(equation.periodic or ()))))
         sobol = streams.seed("data/sobol") if recipe.sampling == "sobol" else None
         sizes = (recipe.batch, recipe.boundary, recipe.initial)
@@ -107,15 +105,12 @@ class PhysicsInformed(Workload):
 
     def objective(self, model: nn.Module, batch: Batch) -> Objective:
         """The weighted sum of the mean squares of the residual and of the conditions' misfits; these are the predictions."""
-        value, means, predictions = self._losses(model, batch)
-        count = sum(len(points) for points in batch.values())
-        return Objective(value, predictions, count, {name: mean.detach() for name, mean in means.items()})
-
-    def _weighed(self, model: nn.Module, batch: Batch) -> Losses:
-        predictions = self._predictions(model, batch)
+        predictions = self._predict(model, batch)
         means = {name: each.square().mean() for name, each in predictions.items()}
         weighted = [getattr(self._recipe, f"{name}_weight") * mean for name, mean in means.items()]
-        return torch.stack(weighted).sum(), means, predictions
+        value = torch.stack(weighted).sum()
+        count = sum(len(points) for points in batch.values())
+        return Objective(value, predictions, count, {name: mean.detach() for name, mean in means.items()})
 
     def _predictions(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """All points go through the network together; derivatives are taken where they are read."""

@@ -18,7 +18,7 @@ from harness.streams import Streams
 from harness.training import stepping
 from harness.training.trial import build_recipe
 from methods.gradient_scaling import Lamb, Lars, unit_norms
-from methods.stable_grad import StableGrad, layers_of, population_std, rescale_
+from methods.stable_grad import StableGrad, _sums_of_gradients, layers_of, population_std, rescale_
 
 SCALES = [1.0, 1e-3, 1e-9, 1e6, 1e-30]
 
@@ -108,6 +108,21 @@ def test_zero_constant_and_broken_gradients_are_left_alone(dtype: torch.dtype) -
     factors = rescale_([zero, ones, broken], 2.0)
     assert factors.tolist() == [1.0, 1.0, 1.0]
     assert not zero.any() and bool((ones == 1).all()) and broken[0, 1] == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_entries_are_left_alone_whatever_they_are(dtype: torch.dtype) -> None:
+    """Sums of 7 times .1 are rounded: what is left of the variance is no scale."""
+    for size in (3, 7, 10, 49, 100, 1000, 12345):
+        constants = [torch.full((size,), value, dtype=dtype) for value in (0.1, -0.3, 1e-6, 1 / 3, 7e5)]
+        before = [constant.clone() for constant in constants]
+        assert rescale_(constants, 2.0).tolist() == [1.0] * 5, size
+        assert all(torch.equal(one, other) for one, other in zip(before, constants, strict=True))
+
+
+def test_a_small_spread_around_a_large_mean_counts() -> None:
+    entries = 1 + 1e-5 * torch.tensor([1.0, -1.0]).repeat(500)
+    assert population_std([entries]).item() == pytest.approx(entries.double().numpy().std(), rel=1e-3)
 
 
 def test_population_std_is_numpys() -> None:
@@ -361,3 +376,19 @@ def test_bad_options_say_what_is_allowed(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         registry.build_method(name, options)
+
+
+def test_layers_of_a_network_with_weight_normalisation() -> None:
+    """Each layer has its direction as the weight, and its length and its own bias with it."""
+    model = nn.Sequential(*(nn.utils.parametrizations.weight_norm(nn.Linear(2, 3)), nn.Tanh(), nn.Linear(3, 1)))
+    found = layers_of(model)
+    assert [name for name, _, _ in found] == ["0.parametrizations.weight.original1", "2.weight"]
+    first = model[0]
+    assert {id(p) for p in found[0][2]} == {id(first.bias), id(first.parametrizations.weight.original0)}
+    assert [id(p) for p in found[1][2]] == [id(model[2].bias)]
+
+
+def test_an_objective_that_does_not_depend_on_its_predictions_is_an_error() -> None:
+    weight = torch.ones(2, requires_grad=True)
+    with pytest.raises(ValueError, match="does not depend on its predictions"):
+        _sums_of_gradients(weight.sum(), [2 * weight])

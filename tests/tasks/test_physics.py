@@ -300,12 +300,18 @@ def test_pictures_are_svg_and_repeat(task: PhysicsTask) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [BurgersPINN, KdVPINN])  # the second reads its initial field from numpy
 def test_compiled_predictions_agree_with_plain_ones(kind: type[PhysicsTask]) -> None:
+    """The objective, its gradient by the weights, and that by the predictions, which StableGrad is made from."""
+
     def first(compiled: bool) -> tuple[Tensor, list[Tensor]]:
         task = kind(compiled=compiled)
         built = task.workload(build_recipe(task, {}), Streams(0), CPU)
         objective = built.objective(built.model, built.next_batch())
+        predictions = list(objective.predictions.values())
+        by_predictions = torch.autograd.grad(objective.value, predictions, retain_graph=True)
+        assert all(gradient.any() for gradient in by_predictions)
         objective.value.backward()
-        return objective.value.detach(), [parameter.grad for parameter in built.model.parameters()]
+        slopes = [parameter.grad for parameter in built.model.parameters() if parameter.grad is not None]
+        return objective.value.detach(), [*by_predictions, *slopes]
 
     (value, slopes), (other, others) = first(True), first(False)
     torch.testing.assert_close(value, other, rtol=1e-5, atol=0)
