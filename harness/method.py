@@ -171,7 +171,7 @@ def add_scaled(total: dict[str, Tensor], delta: dict[str, Tensor], weight: float
 def geometry(updates: Sequence[Update], weights: Tensor, names: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Norm of each update, and its cosine with their weighted mean, over the tensors of these names: (updates,) each.
 
-    An update of zeros has the cosine 0.
+    An update of zeros has the cosine 0, and so has every one where an entry is not finite.
 
     >>> updates = [Update(0, 3, {"w": torch.tensor([1.0, 0.0])}), Update(1, 1, {"w": torch.tensor([0.0, 1.0])})]
     >>> geometry(updates, torch.tensor([0.75, 0.25]), ["w"])[1].tolist()
@@ -188,7 +188,7 @@ def geometry(updates: Sequence[Update], weights: Tensor, names: Sequence[str]) -
         total += float(mean.square().sum())
     norms = squares.sqrt()
     lengths = norms * total**0.5
-    return norms, torch.where(lengths > 0, inner / lengths.clamp(min=1e-300), 0.0)
+    return norms, torch.where(lengths > 0, inner / lengths.clamp(min=1e-300), 0.0).nan_to_num(0.0, 0.0, 0.0)
 
 
 @dataclass

@@ -152,7 +152,7 @@ class FedOUI(Method):
 
     def after_aggregate(self, server: Server, updates: Sequence[Update]) -> None:
         self._earlier.append([float(update.payload["oui"]) for update in updates])
-        self._earlier = self._earlier[len(self._earlier) - self.window + 1 :]
+        self._earlier = self._earlier[max(0, len(self._earlier) - self.window + 1) :]
 
     def state_dict(self) -> dict[str, Any]:
         return {"earlier": self._earlier}

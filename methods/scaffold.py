@@ -19,8 +19,9 @@ class Scaffold(Method):
 
     After the visit :math:`c_k^+` is the mean of the gradients that it saw. With plain SGD of a constant rate that is the
     paper's option II, :math:`c_k - c + (\theta_\mathrm{server} - \theta_k) / (\tau\eta)`; taken from the gradients it holds
-    for every optimizer. The server's is :math:`c \leftarrow c + \frac1N \sum_{k \in S} (c_k^+ - c_k)`. Updates are weighted by
-    size (the paper averages them evenly), so that the method composes with factors.
+    for every optimizer. The server's is :math:`c \leftarrow c + \sum_{k \in S} \frac{n_k}{n} (c_k^+ - c_k)`, with n the samples of
+    all clients. Updates are weighted by size too: the method minimises what federated averaging does, and composes with
+    factors. The paper weights both evenly, which is the same where clients are of one size.
 
     The change of a control variate travels up beside each update, and :math:`c` down beside the weights: twice the bytes.
     """
@@ -32,13 +33,13 @@ class Scaffold(Method):
         self._server: Tensors = {}
         self._sums: Tensors = {}
         self._corrections: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._count = 0
+        self._samples = 0
 
     def start_client(self, client: Client, server: Server) -> None:
         named = {name: p for name, p in client.state.model.named_parameters() if p.requires_grad}
         zeros = {name: torch.zeros_like(p) for name, p in named.items()}
         self._server = {name: self._server.get(name, zero).to(zero.device) for name, zero in zeros.items()}
-        self._count = len(client.state.workload.sizes)  # type: ignore[attr-defined]
+        self._samples = sum(client.state.workload.sizes)  # type: ignore[attr-defined]
         own = client.memory
         self._sums = {name: torch.zeros_like(p) for name, p in named.items()}
         self._corrections = [
@@ -62,7 +63,7 @@ class Scaffold(Method):
     def after_aggregate(self, server: Server, updates: Sequence[Update]) -> None:
         for update in updates:
             for name, control in self._server.items():
-                control.add_(update.payload[f"control/{name}"], alpha=1 / self._count)
+                control.add_(update.payload[f"control/{name}"], alpha=update.size / self._samples)
 
     def state_dict(self) -> dict[str, Any]:
         return {"server": self._server}

@@ -126,6 +126,10 @@ class FederatedImages(FederatedTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.only_classes and self.noisy_clients:
+            raise ValueError(
+                f"noisy_clients: found {self.noisy_clients} beside only_classes, allowed: 0; a wrong label is any other class"
+            )
         for name in ("train", "val", "test"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}: found {getattr(self, name)}, must be positive")

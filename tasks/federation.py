@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from harness import Batch, FederatedWorkload, Objective, Recipe
 from harness.streams import Streams
@@ -134,6 +135,7 @@ class FederatedClassification(FederatedWorkload):
             recipe.server_tau,
         )
         self._batches: Iterator[Batch] = iter(())
+        self._least = 2 if any(isinstance(module, _BatchNorm) for module in model.modules()) else 1
         self._done = {"rounds": 0, "client_steps": 0, "bytes_up": 0, "bytes_down": 0}
 
     @property
@@ -156,7 +158,7 @@ class FederatedClassification(FederatedWorkload):
         steps = self._recipe.local_steps
         if steps is None:
             assert self._recipe.local_epochs is not None
-            batches = self._recipe.local_epochs * -(-self.sizes[client] // self._recipe.batch)
+            batches = self._recipe.local_epochs * len(self._batch_sizes(self.sizes[client]))
             steps = -(-batches // self._recipe.accumulate)
         if self._recipe.stragglers:
             late = self._streams.fresh(f"data/{round}/{client}/straggler")
@@ -166,12 +168,28 @@ class FederatedClassification(FederatedWorkload):
 
     def _visit(self, client: int, generator: torch.Generator) -> Iterator[Batch]:
         """Batches of one epoch after another; the last of an epoch holds what is left, so each sample is seen once in it."""
-        part, size = self._parts[client], self._recipe.batch
+        part, sizes = self._parts[client], self._batch_sizes(self.sizes[client])
         while True:
             order = torch.randperm(len(part), generator=generator).to(part.device)
             epoch = self.splits.train.take(part[order])
-            for inputs, labels in zip(epoch.inputs.split(size), epoch.labels.split(size), strict=True):
+            for inputs, labels in zip(epoch.inputs.split(sizes), epoch.labels.split(sizes), strict=True):
                 yield {"inputs": self._augmented(inputs, generator), "labels": labels}
+
+    def _batch_sizes(self, samples: int) -> list[int]:
+        """The batches of an epoch. A last one that is too small for BatchNorm to train on goes with the one before it.
+
+        Raises:
+            ValueError: if all of the client's samples are too few.
+        """
+        if samples < self._least:
+            raise ValueError(
+                f"min_size: found a client of {samples} samples, must have {self._least}: BatchNorm needs them"
+            )
+        full, rest = divmod(samples, self._recipe.batch)
+        sizes = [self._recipe.batch] * full + [rest] * bool(rest)
+        if len(sizes) > 1 and sizes[-1] < self._least:
+            sizes[-2:] = [sizes[-2] + sizes[-1]]
+        return sizes
 
     def _augmented(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
         if self._augment == "crop_flip":

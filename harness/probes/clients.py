@@ -27,6 +27,9 @@ class Clients(Probe):
 
     `barrier` is :math:`L(\sum_k w_k \theta_k) - \sum_k w_k L(\theta_k)` on the validation part: below zero, averaging the
     weights is better than the clients are on average. It costs one evaluation per client and one more.
+
+    Shares are the clients' sizes times the methods' factors: under a rule that owns the aggregation (a median, FedNova) they
+    describe the average that was not taken.
     """
 
     needs = frozenset({"clients"})

@@ -14,7 +14,8 @@ from harness.streams import Streams
 from harness.training.federation import advance
 from harness.training.state import Training
 from harness.training.stepping import Diverged
-from methods.baselines import FedAvg
+from methods.baselines import AdamW, FedAvg
+from methods.fed_align import FedAlign
 from methods.fed_bn import FedBN
 from methods.fed_nova import FedNova, local_work
 from methods.fed_prox import FedProx
@@ -115,6 +116,29 @@ def test_scaffold_removes_the_drift_of_unequal_clients() -> None:
     assert abs(corrected - optimum) < 1e-3 < 0.1 < abs(plain - optimum)
 
 
+def test_scaffold_goes_to_the_optimum_of_federated_averaging() -> None:
+    """The clients' sizes count: (10 · 1 · 0 + 30 · 2 · 4) / (10 · 1 + 30 · 2)."""
+    assert rounds(two((3, 3)), Scaffold(), count=300).weight == pytest.approx(240 / 70, abs=1e-9)
+
+
+def test_scaffold_with_one_of_two_clients_a_round_by_hand() -> None:
+    class Turns(Pulls):
+        def participants(self, round: int) -> list[int]:
+            return [round % 2]
+
+    x, c, own = 1.0, 0.0, [0.0, 0.0]
+    for round in range(4):
+        k, y, seen = round % 2, x, []
+        for _ in range(2):
+            seen.append((1.0, 2.0)[k] * (y - (0.0, 4.0)[k]))
+            y -= 0.1 * (seen[-1] - own[k] + c)
+        x, before = y, own[k]
+        own[k] = sum(seen) / 2
+        c += (10, 30)[k] / 40 * (own[k] - before)
+    found = rounds(Turns([0.0, 4.0], [1.0, 2.0], (10, 30), (2, 2)), Scaffold(), count=4)
+    assert found.weight == pytest.approx(x, abs=1e-12)
+
+
 def test_fed_nova_by_hand() -> None:
     # One and three steps: w = 0.9; 1.6, 2.08, 2.464. Per step -0.1 and 1.464 / 3; τ_eff = 1/4 + 9/4.
     expected = 1 + (1 / 4 + 9 / 4) * (1 / 4 * -0.1 + 3 / 4 * 1.464 / 3)
@@ -131,7 +155,42 @@ def test_local_work_is_the_sum_of_the_coefficients(steps: int, momentum: float) 
     for _ in range(steps):
         weight.grad = torch.ones((), dtype=torch.float64)
         optimizer.step()
-    assert local_work(steps, Recipe(optimizer="sgd", momentum=momentum)) == pytest.approx(-weight.item())
+    assert local_work(steps, momentum) == pytest.approx(-weight.item())
+
+
+def test_fed_nova_with_momentum_by_hand() -> None:
+    """Two clients, one and three steps of SGD with momentum .5; work 1 and (3 - .5 (1 - .125) / .5) / .5 = 4.25."""
+    ends = []
+    for strength, target, steps in ((1.0, 0.0, 1), (2.0, 4.0, 3)):
+        w, velocity = 1.0, 0.0
+        for _ in range(steps):
+            velocity = 0.5 * velocity + strength * (w - target)
+            w -= 0.1 * velocity
+        ends.append(w - 1)
+    expected = 1 + (1 / 4 * 1 + 3 / 4 * 4.25) * (1 / 4 * ends[0] + 3 / 4 * ends[1] / 4.25)
+    assert rounds(two((1, 3)), FedNova(), momentum=0.5).weight == pytest.approx(expected)
+
+
+def test_fed_nova_counts_the_steps_of_other_optimizers() -> None:
+    found = rounds(two((1, 3)), FedNova(), AdamW(), momentum=0.9, lr=1e-3).weight
+    # Adam's first steps have the length of the rate: -.001 and three times +.001, weight decay aside.
+    assert found == pytest.approx(1 + 2.5 * (1 / 4 * -1e-3 + 3 / 4 * 1e-3), abs=1e-6)
+
+
+def test_fed_nova_averages_running_statistics_by_size() -> None:
+    workload = Normed()
+    workload.steps = [3, 30]
+    seen: list[Tensor] = []
+
+    class Watch(Method):
+        def finish_client(self, client: Any) -> dict[str, Tensor]:
+            seen.append(client.state.model[1].running_var.clone())
+            return {}
+
+    rounds(workload, FedNova(), Watch())
+    layer = cast(nn.BatchNorm1d, workload.model[1])
+    assert layer.running_var is not None
+    torch.testing.assert_close(layer.running_var, (seen[0] + seen[1]) / 2)
 
 
 def test_medians_and_trimmed_means_by_hand() -> None:
@@ -149,16 +208,31 @@ def test_medians_and_trimmed_means_by_hand() -> None:
     assert rounds(two((1, 1), (5, 5)), TrimmedMean(trim=0.0)).weight == pytest.approx(1.25)
 
 
-@pytest.mark.parametrize("method", [FedAvg(), FedMedian(), Scaffold(), FedNova()])
-def test_a_client_that_sends_nan_ends_the_trial_and_is_named(method: Method) -> None:
-    class Broken(Method):
-        def finish_client(self, client: Any) -> dict[str, Tensor]:
-            if client.index == 1:
-                client.state.model.weight.data.fill_(torch.nan)
-            return {}
+class Broken(Method):
+    """The second client sends what is no number."""
 
+    def __init__(self, sent: float) -> None:
+        self.sent = sent
+
+    def finish_client(self, client: Any) -> dict[str, Tensor]:
+        if client.index == 1:
+            client.state.model.weight.data.fill_(self.sent)
+        return {}
+
+
+@pytest.mark.parametrize("sent", [torch.nan, torch.inf])
+@pytest.mark.parametrize("method", [FedAvg(), FedMedian(), Scaffold(), FedNova(), FedAlign(), TrimmedMean(trim=0.2)])
+def test_a_client_that_sends_no_number_ends_the_trial_and_is_named(method: Method, sent: float) -> None:
     with pytest.raises(Diverged, match=r"not finite after round 0; so were those of clients \[1\]"):
-        rounds(two(), Broken(), method)
+        rounds(two(), Broken(sent), method)
+
+
+@pytest.mark.parametrize("sent", [torch.nan, torch.inf])
+@pytest.mark.parametrize("method", [FedMedian(), TrimmedMean(trim=0.34)])
+def test_of_three_clients_robust_rules_cut_off_the_one_that_sends_no_number(method: Method, sent: float) -> None:
+    """The updates are -.1, what is no number, and .2: in order -.1, .2, the largest."""
+    three = Pulls([0.0, 4.0, 3.0], [1.0] * 3, [10] * 3, [1] * 3)
+    assert rounds(three, Broken(sent), method).weight == pytest.approx(1.2)
 
 
 def test_a_client_without_samples_is_refused() -> None:

@@ -10,8 +10,9 @@ from support import RELEASED
 
 from harness.conformance import Ran, run_short
 from harness.identity import Part, TrialSpec
-from harness.method import Update
+from harness.method import Server, Update
 from harness.registry import Registry
+from harness.training.federation import client_weights
 from harness.training.trial import build_recipe
 from methods import fed_align, fed_oui
 from tasks.federated import FederatedDigits
@@ -212,6 +213,26 @@ def test_the_factors_of_a_composition_multiply_once(registry: Registry) -> None:
     factors = [record["values"] for record in ran.records if record.get("action", "").startswith("factor")]
     swapped = run_short(registry, spec(Part("fed_align"), Part("fed_oui"), rounds=1, evaluate_every=1))
     assert len(factors) == 2 and trains_alike(ran, swapped)
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 4, 5, 8])
+def test_the_fit_pools_the_rounds_of_the_window(window: int) -> None:
+    method = fed_oui.FedOUI(window=window)
+    for round in range(12):
+        kept = [values[0] for values in method.state_dict()["earlier"]]
+        assert kept == [r / 100 for r in range(max(0, round - window + 1), round)]
+        payload = {"oui": torch.tensor(round / 100, dtype=torch.float64)}
+        method.after_aggregate(Server(round, {}), [Update(0, 1, {}, payload)])
+
+
+def test_the_method_weighs_as_the_function(registry: Registry) -> None:
+    oui, sizes = [0.1, 0.3, 0.35, 0.4], [10, 200, 30, 40]
+    updates = [
+        Update(k, n, {}, {"oui": torch.tensor(value, dtype=torch.float64)})
+        for k, (value, n) in enumerate(zip(oui, sizes, strict=True))
+    ]
+    found = client_weights(updates, fed_oui.FedOUI(rho=0.5, gamma=2.0).factor(updates))
+    assert found.tolist() == pytest.approx(fed_oui.weights(oui, sizes, gamma=2.0, rho=0.5).tolist())
 
 
 def test_a_window_of_rounds_survives_a_resume(registry: Registry) -> None:

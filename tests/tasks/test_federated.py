@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -207,6 +207,26 @@ def test_an_epoch_shows_each_sample_once() -> None:
     assert not torch.equal(batches[0], batches[steps // 2])
 
 
+def test_batch_norm_gets_no_batch_of_one_sample() -> None:
+    built = workload(batch=8)
+    client = int(np.argmax(np.array(built.sizes) % 8 == 1))
+    assert built.sizes[client] % 8 == 1 and built.enter(client, 0) == built.sizes[client] // 8 + 1
+    normed = FederatedClassification(
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10), torch.nn.BatchNorm1d(10)),
+        built.splits,
+        built.partition,
+        cast(FederatedRecipe, build_recipe(FederatedDigits(), {"batch": 8})),
+        Streams(0),
+        classes=10,
+    )
+    steps = normed.enter(client, 0)
+    batches = [len(normed.next_batch()["labels"]) for _ in range(steps)]
+    assert batches == [8] * (steps - 1) + [9] and sum(batches) == built.sizes[client]
+    normed.sizes = [1] * len(built.sizes)
+    with pytest.raises(ValueError, match="min_size: found a client of 1 samples, must have 2"):
+        normed.enter(0, 0)
+
+
 def test_steps_of_a_visit() -> None:
     assert workload(local_steps=11).enter(0, 0) == 11
     built = workload(batch=8, accumulate=3)
@@ -350,3 +370,9 @@ def test_bad_recipes_say_what_is_allowed(recipe: dict[str, Any], message: str) -
 def test_bad_options_say_what_is_allowed(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FederatedDigits(**options)
+
+
+def test_wrong_labels_and_only_some_classes_exclude_each_other(registry: Registry) -> None:
+    options = {"only_classes": (0, 1), "noisy_clients": 0.2}
+    with pytest.raises(ValueError, match=r"noisy_clients: found 0\.2 beside only_classes, allowed: 0"):
+        registry.build_task("cifar10/federated", options)
