@@ -81,12 +81,15 @@ def ended(arm: str, results: Path) -> dict[Key, Result]:
     return found
 
 
+def spent(result: Result) -> float:
+    """The CPU seconds of a trial; one that diverged has no final metrics, and its wall-clock stands for them."""
+    return result.metrics.get("time/cpu_seconds", result.ended - result.started)
+
+
 def row(arm: str, task: str, runs: list[Run], results: dict[Key, Result], whole: dict[Key, Result]) -> str:
     """One line of the table: what an arm kept, spent and lost on a task."""
     kept = [results[run.task, run.lr, run.seed].status in JUDGED for run in runs]
-    cpu, all_cpu = (
-        sum(found[run.task, run.lr, run.seed].metrics["time/cpu_seconds"] for run in runs) for found in (results, whole)
-    )
+    cpu, all_cpu = (sum(spent(found[run.task, run.lr, run.seed]) for run in runs) for found in (results, whole))
     successes = sum(run.success for run in runs)
     lost = sum(run.success and not taken for run, taken in zip(runs, kept, strict=True))
     by_seed = []

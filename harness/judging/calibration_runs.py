@@ -20,6 +20,8 @@ EVERY_RULE = " + ".join(RULES)
 FINAL = "train/return_last_tenth"
 """The final return: the mean over episodes of the last tenth of the steps."""
 
+SECONDS = "time/train_seconds"
+
 JUDGED = (Status.FINISHED, Status.DIVERGED)
 """The ends of runs that say whether a rule was right."""
 
@@ -53,11 +55,16 @@ def runs_of_grid(results: Results, grid: str, at: float) -> list[Run]:
 def run_of(
     task: str, seed: str, recipe: Mapping[str, Any], records: Iterable[Mapping[str, Any]], result: Result, at: float
 ) -> Run:
-    """A finished or diverged trial as a run: its early values after a share of the training, and its final return."""
+    """A finished or diverged trial as a run: its early values after a share of the training, its final return and its cost.
+
+    One that diverged has no final metrics: it cost what its last record says.
+    """
+    recorded = list(records)
     until = max(1, round(at * length_of(recipe)))
-    values = read(EVERY_RULE, records, until, float(recipe["lr"]))
-    final = result.metrics.get(FINAL, -math.inf)
-    return Run(task, float(recipe["lr"]), seed, values, final, False, result.metrics.get("time/train_seconds", 1.0))
+    values = read(EVERY_RULE, recorded, until, float(recipe["lr"]))
+    seconds = [r["metrics"][SECONDS] for r in recorded if SECONDS in r.get("metrics", {})]
+    cost = result.metrics.get(SECONDS, seconds[-1] if seconds else 1.0)
+    return Run(task, float(recipe["lr"]), seed, values, result.metrics.get(FINAL, -math.inf), False, cost)
 
 
 def label(runs: Sequence[Run], solved: Mapping[str, float] | None = None) -> list[Run]:

@@ -156,10 +156,10 @@ class Evidence:
     def over(self, task: str, cells: Sequence[str], metric: str, numbers: NDArray[np.float64]) -> Scores:
         """Numbers by seed that were computed over all of some cells, whose runs end with a metric.
 
-        What has no end holds the verdict back; a seed with a screened run may be anything.
+        What has no end holds the verdict back; a seed with a screened run, or without a number (nan), may be anything.
         """
         ends = [self.collect(task, cell, lambda trial: self.value(trial, metric), metric) for cell in cells]
-        censored = np.any([(end.low < end.high) & end.present for end in ends], axis=0)
+        censored = np.any([(end.low < end.high) & end.present for end in ends], axis=0) | np.isnan(numbers)
         low, high = np.where(censored, -math.inf, numbers), np.where(censored, math.inf, numbers)
         return replace(Scores.combine(ends, "worst"), low=low, high=high)
 

@@ -139,11 +139,7 @@ def rules_by_seed(claim: Screening, evidence: Evidence, task: str) -> list[Contr
 
     def precisions(rule: str) -> NDArray[np.float64]:
         taken = accept(rule, runs, claim.recall, "seed") if rule else [True] * len(runs)
-        found = []
-        for unit in evidence.units:
-            kept = [run.success for run, kept in zip(runs, taken, strict=True) if kept and run.seed == str(unit)]
-            found.append(sum(kept) / len(kept) if kept else 0.0)
-        return np.array(found)
+        return np.array([_precision(runs, taken, str(unit)) for unit in evidence.units])
 
     ours = precisions(claim.screening)
     contrasts = []
@@ -153,6 +149,15 @@ def rules_by_seed(claim: Screening, evidence: Evidence, task: str) -> list[Contr
         name = f"{task} · {rule}" if rule else task
         contrasts.append(Contrast(name, evidence.over(task, cells, FINAL, ours - theirs), "precision", details))
     return contrasts
+
+
+def _precision(runs: Sequence[Run], taken: Sequence[bool | None], seed: str) -> float:
+    """The share of successes among the runs of a seed that a rule keeps; nan where it had no success to be fitted on."""
+    own = [(run.success, kept) for run, kept in zip(runs, taken, strict=True) if run.seed == seed]
+    if any(kept is None for _, kept in own):
+        return math.nan
+    kept = [success for success, kept in own if kept]
+    return sum(kept) / len(kept) if kept else 0.0
 
 
 def _runs(claim: Screening, evidence: Evidence, task: str, cell: str) -> list[Run]:

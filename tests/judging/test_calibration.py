@@ -15,7 +15,7 @@ from rich.console import Console
 
 from harness.judging import report_rules
 from harness.judging.calibration import Run, _resampled, accept, compare_rules, curve, fit, judge
-from harness.judging.calibration_runs import FINAL, cells, label, table
+from harness.judging.calibration_runs import FINAL, cells, label, run_of, table
 from harness.judging.evidence import Evidence
 from harness.judging.report import markdown
 from harness.judging.report_data import Findings
@@ -255,6 +255,16 @@ def test_a_report_has_the_rules_where_a_success_is_a_solved_task(monkeypatch: py
     else:
         assert judged.solved == [] and "Undefined on a: no run solves it." in judged.note
     assert judged.note.replace(".", "\\.") in markdown(findings, judged) or judged.note in markdown(findings, judged)
+
+
+def test_a_run_that_diverged_cost_what_its_last_record_says() -> None:
+    records = [{"step": n, "metrics": {"time/train_seconds": n / 4, "train/oui_critic": 0.5}} for n in (8, 16, 24)]
+    recipe = {"lr": 0.1, "steps": 100}
+    ended = Result("h", Status.DIVERGED, "c", {}, started=0.0, ended=99.0)
+    found = run_of("t", "0", recipe, iter(records), ended, at=0.1)
+    assert (found.cost, found.final, found.values["critic"]) == (6.0, -math.inf, 0.5)
+    whole = Result("h", Status.FINISHED, "c", {"time/train_seconds": 30.0, FINAL: 7.0}, started=0.0, ended=99.0)
+    assert (run_of("t", "0", recipe, iter(records), whole, at=0.1).cost) == 30.0
 
 
 def test_success_is_relative_to_the_best_learning_rate() -> None:
