@@ -1,15 +1,17 @@
 """Partial differential equations: residual, domain, conditions and reference. A new one is a class of some 25 lines::
 
-class Wave(Equation):
-    coordinates, domain = "xt", ((0.0, 1.0), (0.0, 1.0))
-    derivatives = ("xx", "tt")
+class Heat(Equation):
+    coordinates, domain = "xt", ((0.0, 1.0), (0.0, 0.2))
+    derivatives = ("xx", "t")
 
     def residual(self, points, u):
-        return u["tt"] - u["xx"]
+        return u["t"] - u["xx"]
 
     def reference(self, points):
-        x, t = points.unbind(dim=1)
-        return (torch.sin(math.pi * x) * torch.cos(math.pi * t)).unsqueeze(1)
+        x, t = points.split(1, dim=1)
+        return torch.sin(math.pi * x) * torch.exp(-(math.pi**2) * t)
+
+Conditions are on the field itself: its value on the spatial faces and at the first moment, by default that of the reference.
 """
 
 from __future__ import annotations

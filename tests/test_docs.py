@@ -74,6 +74,14 @@ def test_the_fork_of_the_grids_page_branches(tmp_path: Path, registry: Registry)
     assert all(trial.stage == 1 for trial in branches)
 
 
+def test_the_equation_of_the_physics_page_is_solved(tmp_path: Path) -> None:
+    """Its reference solves it by hand: u_t = -π² u = u_xx. Untrained networks have an error of about one."""
+    file = plugin_of("physics.md", tmp_path)
+    told = harness("trial", "heat/pinn", "adamw", "--plugin", file, "--results", tmp_path)
+    (error,) = re.findall(r"^test/relative_l2 (\S+)$", told, re.MULTILINE)
+    assert float(error) < 0.1, told
+
+
 RULES = [line for block in blocks("methods/oui_screening.md", "yaml") for line in block.splitlines()]
 
 SCREENED = """
