@@ -1,4 +1,6 @@
-"""What methods and probes add to a step: ResNet-18 for 32×32 images at batch 32, on synthetic images.
+"""What methods and probes add to a step: ResNet-18 for 32×32 images at batch 32, on synthetic images; and a PINN.
+
+The PINN is Burgers with 64×8 units and 3,020 points, what StableGrad is made for.
 
 Arms take turns, a step each, so that a machine's moods meet all of them alike; each is compared with its own baseline in the
 same round. On a CPU the process's own time is counted, which other processes do not lengthen; on a GPU the wall clock.
@@ -30,6 +32,8 @@ from harness.probe import Probe
 from harness.registry import Registry
 from harness.streams import Streams
 from harness.training import stepping
+from harness.training.trial import build_recipe
+from tasks.physics import BurgersPINN
 
 
 class Block(nn.Module):
@@ -77,6 +81,18 @@ class Images(Workload):
         return {}
 
 
+def images(device: torch.device, batch: int) -> tuple[Workload, Recipe]:
+    """ResNet-18 on a synthetic batch."""
+    return Images(device, batch), Recipe(steps=10**6, lr=1e-4, weight_decay=1e-2).resolve()
+
+
+def burgers(device: torch.device, batch: int) -> tuple[Workload, Recipe]:
+    """The 64×8 network for Burgers' equation on 3,020 points, whatever the batch."""
+    task = BurgersPINN(width=64, depth=8)
+    recipe = build_recipe(task, {"steps": 10**6, "batch": 2780, "boundary": 80, "initial": 160})
+    return task.workload(recipe, Streams(0), device), recipe
+
+
 @dataclass
 class Arm:
     """A trial whose steps are timed."""
@@ -86,10 +102,11 @@ class Arm:
     probes: dict[str, dict[str, Any]]
     share: float = 1.0
     """Of the steps in which what is measured happens."""
+    trained: Callable[[torch.device, int], tuple[Workload, Recipe]] = images
 
     def build(self, registry: Registry, device: torch.device, batch: int) -> Callable[[], None]:
         method = Composition([registry.build_method(name, options) for name, options in self.methods.items()])
-        workload, recipe = Images(device, batch), Recipe(steps=10**6, lr=1e-4, weight_decay=1e-2).resolve()
+        workload, recipe = self.trained(device, batch)
         workload.model = method.adapt(workload.model, workload)
         state = State(workload.model, workload, recipe, Streams(0), recipe.length)
         state.optimizer = stepping.build_optimizer(method, state)
@@ -113,6 +130,9 @@ ARMS = {
     "fixed_decay": Arm("", {"fixed_decay": {}, "adamw": {}}, {}),
     "oui_decay": Arm("fixed_decay", {"oui_decay": {"gap": 1}, "adamw": {}}, {}, share=5 / 500),
     "balanced_adam": Arm("gelu", {"gelu": {}, "balanced_adam": {}}, {}),
+    "stable_grad": Arm("gelu", {"gelu": {}, "stable_grad": {}, "adamw": {}}, {}),
+    "pinn": Arm("", {"adamw": {}}, {}, trained=burgers),
+    "stable_grad, pinn": Arm("pinn", {"stable_grad": {}, "adamw": {}}, {}, trained=burgers),
     "oui probe, pairs": Arm("gelu", {"gelu": {}, "adamw": {}}, {"oui": {"form": "pair", "on": "train"}}, share=1 / 10),
 }
 
