@@ -203,7 +203,9 @@ def test_every_equation_trains_and_resumes(registry: Registry, name: str) -> Non
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("options", [{"normalisation": "batch"}, {"normalisation": "weight"}, {"residual": True}])
+@pytest.mark.parametrize(
+    "options", [{"normalisation": "batch"}, {"normalisation": "weight"}, {"normalisation": "layer"}, {"residual": True}]
+)
 def test_other_architectures_train_and_resume(registry: Registry, options: dict[str, object]) -> None:
     spec = short_spec(registry, "burgers/pinn", [Part("adam")], batch=40, boundary=8, initial=8)
     spec = replace(spec, task_options={"depth": 2, "width": 8, "init": "gain", **options})

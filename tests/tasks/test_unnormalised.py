@@ -20,7 +20,7 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: p for name, p in model.named_parameters() if p.ndim > 1}
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "efficientnet_b0"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "efficientnet_b0", "efficientnet_v2_s"])
 @pytest.mark.parametrize("normalisation", ["none", "none_with_biases", "skip_init"])
 def test_normalisation_is_gone_and_weights_are_what_they_were(name: str, normalisation: str) -> None:
     library, model = build(name), unnormalise(build(name), normalisation)  # type: ignore[arg-type]
@@ -40,7 +40,9 @@ def test_a_model_without_normalisation_is_its_plain_formula() -> None:
     torch.testing.assert_close(block(x), by_hand)
 
 
-@pytest.mark.parametrize(("name", "count"), [("resnet18", 8), ("resnet50", 16), ("efficientnet_b0", 9)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("resnet18", 8), ("resnet50", 16), ("efficientnet_b0", 9), ("efficientnet_v2_s", 35)]
+)
 def test_every_residual_branch_starts_at_zero(name: str, count: int) -> None:
     assert len(branches(build(name))) == count
     skip = unnormalise(build(name), "skip_init")
