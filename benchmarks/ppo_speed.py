@@ -2,10 +2,12 @@
 
     python benchmarks/ppo_speed.py --cleanrl PATH/TO/cleanrl/ppo.py --environment CartPole-v1 --steps 40000 --rounds 5
 
-The same hyper-parameters (CleanRL's defaults, 4 environments), one thread, evaluations left out of all three. CleanRL's file is
-run as it is from a checkout of your own, with its logging to TensorBoard replaced by nothing. With `--stacked K`, K seeds of ours
-as one are measured too: environment steps of all of them per CPU second. Stable-Baselines3 is measured where --sb3-python names
-an interpreter that has it. CPU seconds, so that what else the machine does hardly matters; each side has a process of its own.
+The same hyper-parameters (CleanRL's defaults, 4 environments), one thread; evaluations are left out of all three, and
+so are our records and the signals in them (`ppo_parts.py` says what those cost). CleanRL's file is run as it is from a
+checkout of your own, with its logging to TensorBoard replaced by nothing. With `--stacked K`, K seeds of ours as one
+are measured too: environment steps of all of them per CPU second. Stable-Baselines3 is measured where --sb3-python
+names an interpreter that has it. CPU seconds, so that what else the machine does hardly matters; each side has a
+process of its own. The mean return of the last 100 episodes is printed beside.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import sys
 import tempfile
 import time
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +55,20 @@ def run_cleanrl(file: Path, environment: str, steps: int, seed: int) -> list[str
     return printed.getvalue().splitlines()
 
 
-def cleanrl(file: Path, environment: str, steps: int, seed: int) -> float:
-    speeds = [line for line in run_cleanrl(file, environment, steps, seed) if line.startswith("SPS")]
-    return float(speeds[-1].split()[1])
+Measured = tuple[float, float]
+"""Environment steps per CPU second, and the mean return of the last 100 episodes."""
+
+
+def cleanrl(file: Path, environment: str, steps: int, seed: int) -> Measured:
+    lines = run_cleanrl(file, environment, steps, seed)
+    speeds = [line for line in lines if line.startswith("SPS")]
+    returns = [float(found[1]) for line in lines if (found := re.search(r"episodic_return=\[?([-\d.e+]+)", line))]
+    return float(speeds[-1].split()[1]), statistics.fmean(returns[-100:])
+
+
+def ours(environment: str, steps: int, seed: int, width: int = 0) -> Measured:
+    metrics = run_harness(environment, steps, seed, width)
+    return metrics["time/env_steps_per_second"], metrics["train/return"]
 
 
 def run_harness(environment: str, steps: int, seed: int, width: int = 0) -> dict[str, float]:
@@ -92,22 +106,31 @@ def run_harness(environment: str, steps: int, seed: int, width: int = 0) -> dict
     return result.metrics
 
 
-def stable_baselines(environment: str, steps: int, seed: int) -> float:
+def stable_baselines(environment: str, steps: int, seed: int) -> Measured:
+    """CleanRL's value loss is half the squared error, Stable-Baselines3's is all of it: hence half the coefficient."""
     import torch
     from stable_baselines3 import PPO
     from stable_baselines3.common.env_util import make_vec_env
 
     torch.set_num_threads(1)
-    settings = {"n_steps": 128, "batch_size": 128, "n_epochs": 4, "ent_coef": 0.01, "clip_range_vf": 0.2}
+    settings = {
+        "n_steps": 128,
+        "batch_size": 128,
+        "n_epochs": 4,
+        "ent_coef": 0.01,
+        "clip_range_vf": 0.2,
+        "vf_coef": 0.25,
+    }
     envs = make_vec_env(environment, n_envs=4, seed=seed)
     model = PPO("MlpPolicy", envs, learning_rate=lambda left: 2.5e-4 * left, seed=seed, device="cpu", **settings)
     started = time.process_time()
     model.learn(steps)
-    return steps / (time.process_time() - started)
+    speed = steps / (time.process_time() - started)
+    return speed, statistics.fmean(float(info["r"]) for info in model.ep_info_buffer or [])
 
 
-def one(side: str, arguments: argparse.Namespace, seed: int) -> float:
-    """One side's environment steps per CPU second, in a process of its own."""
+def one(side: str, arguments: argparse.Namespace, seed: int) -> Measured:
+    """What one side measures, in a process of its own."""
     pythons = {"cleanrl": arguments.cleanrl_python, "sb3": arguments.sb3_python}
     command = [
         pythons.get(side) or sys.executable,
@@ -121,10 +144,10 @@ def one(side: str, arguments: argparse.Namespace, seed: int) -> float:
     ]
     command += ["--steps", str(arguments.steps), "--seed", str(seed), "--cleanrl", str(arguments.cleanrl or "")]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    found = re.search(r"^speed (\S+)$", done.stdout, re.MULTILINE)
+    found = re.search(r"^speed (\S+) return (\S+)$", done.stdout, re.MULTILINE)
     if not found:
         raise SystemExit(f"{side}: {done.stderr[-2000:]}")
-    return float(found[1])
+    return float(found[1]), float(found[2])
 
 
 def parse() -> argparse.Namespace:
@@ -144,33 +167,31 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     arguments = parse()
     size = arguments.environment, arguments.steps, arguments.seed
-    if arguments.side == "harness":
-        print("speed", run_harness(*size)["time/env_steps_per_second"])
-    elif arguments.side == "stacked":
-        print("speed", run_harness(*size, arguments.stacked)["time/env_steps_per_second"])
-    elif arguments.side == "cleanrl":
-        print("speed", cleanrl(Path(arguments.cleanrl), *size))
-    elif arguments.side == "sb3":
-        print("speed", stable_baselines(*size))
-    else:
-        sides = [
-            "harness",
-            *(["stacked"] if arguments.stacked else []),
-            *(["cleanrl"] if arguments.cleanrl else []),
-            *(["sb3"] if arguments.sb3_python else []),
-        ]
-        speeds: dict[str, list[float]] = {side: [] for side in sides}
-        for seed in range(arguments.rounds):
-            for side in sides:
-                speeds[side].append(one(side, arguments, seed))
+    if arguments.side:
+        measure: dict[str, Callable[[], Measured]] = {
+            "harness": lambda: ours(*size),
+            "stacked": lambda: ours(*size, arguments.stacked),
+            "cleanrl": lambda: cleanrl(Path(arguments.cleanrl), *size),
+            "sb3": lambda: stable_baselines(*size),
+        }
+        print("speed {} return {}".format(*measure[arguments.side]()))
+        return
+    given = {"stacked": arguments.stacked, "cleanrl": arguments.cleanrl, "sb3": arguments.sb3_python}
+    sides = ["harness", *(side for side, there in given.items() if there)]
+    measured: dict[str, list[Measured]] = {side: [] for side in sides}
+    for seed in range(arguments.rounds):
         for side in sides:
-            shown = ", ".join(f"{speed:.0f}" for speed in speeds[side])
-            print(f"{side:8} {statistics.median(speeds[side]):7.0f} steps per CPU second ({shown})", end="")
-            for ours in ("harness", "stacked"):
-                if ours in speeds and ours != side:
-                    ratios = [one / other for one, other in zip(speeds[ours], speeds[side], strict=True)]
-                    print(f"; {ours} has {statistics.median(ratios):.2f} of its speed", end="")
-            print()
+            measured[side].append(one(side, arguments, seed))
+    speeds = {side: [speed for speed, _ in found] for side, found in measured.items()}
+    for side in sides:
+        shown = ", ".join(f"{speed:.0f}" for speed in speeds[side])
+        print(f"{side:8} {statistics.median(speeds[side]):7.0f} steps per CPU second ({shown})", end="")
+        for mine in ("harness", "stacked"):
+            if mine in speeds and mine != side:
+                ratios = [one / other for one, other in zip(speeds[mine], speeds[side], strict=True)]
+                print(f"; {mine} has {statistics.median(ratios):.2f} of its speed", end="")
+        returns = [total for _, total in measured[side]]
+        print(f"; return {statistics.fmean(returns):.1f} ± {statistics.stdev(returns) if len(returns) > 1 else 0:.1f}")
 
 
 if __name__ == "__main__":
