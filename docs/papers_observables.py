@@ -105,4 +105,4 @@ def told_by_seed(values: Sequence[float | None]) -> str:
     if not known:
         return "undefined"
     mean, half = mean_interval(known)
-    return number(mean, 3) + (f" ± {number(half, 2)}" if half is not None else "")
+    return number(mean, 3) + (f" ± {number(round(half, 12), 2)}" if half is not None else "")
