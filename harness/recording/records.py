@@ -51,6 +51,9 @@ class Status(StrEnum):
         return self in (Status.FINISHED, Status.DIVERGED, Status.SCREENED)
 
 
+OVER = (Status.FINISHED, Status.DIVERGED, Status.FAILED)
+"""How a trial ends for good under one code."""
+
 ACTIONS = "actions"
 """What a control takes of another trial: all that its method did."""
 
@@ -67,6 +70,10 @@ class RecordsError(RuntimeError):
 
 class Locked(RecordsError):
     """Another process is running the trial."""
+
+
+class Over(RuntimeError):
+    """The trial has ended meanwhile: there is nothing left to attempt."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +170,13 @@ class TrialRecords:
             raise RecordsError(f"{self.folder / 'result.json'}: not readable ({error})") from error
         return Result(**content | {"status": Status(content["status"])})
 
+    def over(self, code: str, since: float) -> Result | None:
+        """The result, if under this code the trial has ended for good since a point in time."""
+        result = self.result()
+        if result is None or result.status not in OVER:
+            return None
+        return result if result.code == code and result.ended >= since else None
+
     def attempts(self) -> list[int]:
         """Numbers of the attempts made so far."""
         if not self.folder.is_dir():
@@ -248,21 +262,31 @@ class Attempt:
     Entering takes the trial's lock, and numbers the attempt after those before it. What earlier attempts committed is
     taken up if it was computed by the same code and its checkpoint is there, and left behind otherwise.
 
+    Args:
+        wait: seconds that another process which holds the trial is given to let go.
+        since: a trial that has ended for good under the same code since then is left as it is.
+
     Raises:
         Locked: if another process holds the trial.
+        Over: if the trial has ended since.
     """
 
-    def __init__(self, results: Path, hash: str, spec_json: str, code: str, *, wait: float = 30.0) -> None:
+    def __init__(
+        self, results: Path, hash: str, spec_json: str, code: str, *, wait: float = 30.0, since: float = math.inf
+    ) -> None:
         self.trial = TrialRecords(results, hash)
         self.code = code
         self._spec_json = spec_json
-        self._wait = wait
+        self._wait, self._since = wait, since
         self._pending: list[str] = []
         self.state = Commit(attempt=0)
 
     def __enter__(self) -> Attempt:
         folder = self.trial.folder
         self._lock = hold(folder, self._wait)
+        if self.trial.over(self.code, self._since):  # by whoever held the lock until now
+            self._lock.release()
+            raise Over(f"trial {folder.name} has ended meanwhile")
         number = (self.trial.attempts() or [0])[-1] + 1
         holder = f"host {socket.gethostname()}, process {os.getpid()}, attempt {number}"
         write_atomically(folder / "holder", holder, durable=False)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from harness.recording.following import Following
-from harness.recording.records import Attempt, Locked, RecordsError
+from harness.recording.records import Attempt, Locked, Over, RecordsError
 from harness.resources import Seat
 from harness.running.units import UnitTrial
 
@@ -85,6 +85,8 @@ class Child:
             for number, order in enumerate(orders):
                 try:
                     entered.append((order, held.enter_context(self._attempt(order))))
+                except Over as end:
+                    print(end, file=sys.stderr)
                 except RecordsError as error:
                     self._trouble(number, error)
             if not entered:
@@ -106,7 +108,8 @@ class Child:
                     self._trouble(number, trouble[order.hash])
 
     def _attempt(self, order: UnitTrial) -> Attempt:
-        return (Following if self.follows else Attempt)(self.results, order.hash, order.spec_json, order.code)
+        kind = Following if self.follows else Attempt
+        return kind(self.results, order.hash, order.spec_json, order.code, since=order.since)
 
     def _run(
         self, entered: Sequence[tuple[UnitTrial, Attempt]], halt: Callable[[int], bool]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -56,6 +57,8 @@ class Run:
     results: Results
     options: Options
     console: Console
+    since: float
+    """When the results folder was looked at: what other grids have finished since then is there already."""
     peaks: dict[str, int] = field(default_factory=dict)
     """Bytes that a trial of a cell took before."""
     outcome: Outcome = field(default_factory=Outcome)
@@ -134,7 +137,7 @@ class Run:
                     listener.ended(trial.hash, Status.BLOCKED)
                 else:
                     keep = sorted(self.plan.kept.get(trial.hash, ()))
-                    units.append(unit_of(trial, values, keep, self.screening))
+                    units.append(unit_of(trial, values, keep, self.screening, self.since))
             if units:
                 settings = {
                     "results": str(self.results.folder),
@@ -142,7 +145,6 @@ class Run:
                     "commit_every": self.options.commit_every,
                     "report_every": 1.0,
                     "slots": progress.slots,
-                    "since": time.time(),
                 }
                 units = [packed(unit, self.peaks.get(unit.cell, 0), nodes) for unit in stack(units, progress.slots)]
                 self._take(run_units(units, settings, listener, scheduler))
@@ -178,10 +180,17 @@ class Run:
             writer.wait()
 
 
-def unit_of(trial: PlannedTrial, values: dict[str, Any], keep: list[str], screening: Screening | None = None) -> Unit:
+def unit_of(
+    trial: PlannedTrial,
+    values: dict[str, Any],
+    keep: list[str],
+    screening: Screening | None = None,
+    since: float = math.inf,
+) -> Unit:
     """A unit of one trial."""
     screen = screening.screen(trial.task_label) if screening else None
-    carried = UnitTrial(trial.hash, trial.spec.to_json(), trial.code, values, keep, screen.to_json() if screen else "")
+    shown = screen.to_json() if screen else ""
+    carried = UnitTrial(trial.hash, trial.spec.to_json(), trial.code, values, keep, shown, since)
     return Unit([carried], trial.resources, trial.cell, trial.spec.stacked)
 
 
@@ -200,8 +209,9 @@ def submitted(trial: PlannedTrial) -> dict[str, Any]:
 
 def run_plan(plan: Plan, results: Results, options: Options, console: Console, only: set[str] | None = None) -> Outcome:
     """Runs what is not done of a plan, or `only` some trials of it; with nothing to do it starts and writes nothing."""
+    since = time.time()
     view = survey(plan, results, keep_stale=options.keep_stale)
-    run = Run(plan, results, options, console, peak_memory(plan, view))
+    run = Run(plan, results, options, console, since, peak_memory(plan, view))
     waiting = view.to_run
     if only is not None:
         waiting = [trial for trial in waiting if trial.hash in only]

@@ -30,6 +30,9 @@ class UnitTrial:
     """Checkpoints to keep for other trials."""
     screen: str = ""
     """The early-stopping rule with its thresholds, as text."""
+    since: float = math.inf
+    """When the run looked at what is there: a result of the same code that has come since, of another run or of an earlier
+    try, is taken as it is."""
 
 
 @dataclass(frozen=True)

@@ -140,9 +140,9 @@ class Warm:
         return ended.status, ended.reason
 
     def _ended(self, order: UnitTrial, since: float) -> bool:
-        """Whether the child has left the result of a trial."""
+        """Whether the child has left the result of a trial, or has found it there."""
         result = TrialRecords(self.results, order.hash).result()
-        return result is not None and result.ended >= since
+        return result is not None and result.ended >= min(since, order.since)
 
     def watch(self, pid: int, order: UnitTrial, limits: Limits) -> str | None:
         """Waits for the child; returns why it was ended, if it was."""

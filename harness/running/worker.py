@@ -9,13 +9,10 @@ from typing import Any
 
 from ray import tune
 
-from harness.recording.records import Status, TrialRecords
+from harness.recording.records import TrialRecords
 from harness.running.children import WarmHandle
 from harness.running.gang import Gang
 from harness.running.units import APART, Unit, UnitTrial
-
-OVER = (Status.FINISHED, Status.DIVERGED, Status.FAILED)
-"""How a trial ends for good under one code: the survey hands none of these out, so a try of the same unit wrote it."""
 
 
 class UnitLost(RuntimeError):
@@ -26,7 +23,7 @@ class Worker(tune.Trainable):
     """Runs units one after another; `step` returns about once a second, so that Tune can stop a unit.
 
     A configuration names the units to run, one after another. `setup` takes `table`, the units as text by name, and
-    `settings`: `results`, `plugins`, `commit_every`, `report_every`, and `since`, when this stage of the run began.
+    `settings`: `results`, `plugins`, `commit_every` and `report_every`.
     """
 
     def setup(  # type: ignore[override]  # Tune hands over what `with_parameters` was given
@@ -84,11 +81,11 @@ class Worker(tune.Trainable):
         return {"done": not running, "running": running, "at": step, "ended": self._ended}
 
     def _pass_over_done(self) -> None:
-        """Leaves out what an earlier try of this unit has finished: a worker that died takes its unit up from the start."""
+        """Leaves out what has ended meanwhile: a unit is taken up from its start, and other grids share trials."""
         for trials in self._waiting:
             for trial in list(trials):
-                result = TrialRecords(Path(self._settings["results"]), trial.hash).result()
-                if result is not None and result.status in OVER and result.ended >= self._settings["since"]:
+                records = TrialRecords(Path(self._settings["results"]), trial.hash)
+                if result := records.over(trial.code, trial.since):
                     trials.remove(trial)
                     self._ended[trial.hash] = result.status.value, result.ended - result.started
 

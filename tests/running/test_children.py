@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -12,7 +13,7 @@ from support import TROUBLE, plugin, run, seeded, together, told
 
 from harness.conformance import short_spec
 from harness.identity import Part, TrialSpec, code_digest
-from harness.recording.records import Result, TrialRecords
+from harness.recording.records import Attempt, Result, Status, TrialRecords
 from harness.registry import Registry
 from harness.resources import Resources
 from harness.running.children import WarmDied, WarmHandle, child_environment
@@ -115,6 +116,19 @@ def test_killed_from_outside_is_lost(warm: WarmHandle, plugins: Registry, place:
     assert wait_for(warm, "ended")["status"] == "lost"
 
 
+def test_what_another_grid_finishes_meanwhile_stays(warm: WarmHandle, plugins: Registry, place: Path) -> None:
+    """Another process holds the trial and finishes it while this one waits: that is the result, and nothing is run."""
+    trial = replace(unit_trial(plugins, short_spec(plugins, "digits/mlp", [Part("adamw")], lr=0.07)), since=time.time())
+    with Attempt(place / "results", trial.hash, trial.spec_json, trial.code) as other:
+        warm.start([trial])
+        wait_for(warm, "progress")
+        given = Result(trial.hash, Status.FINISHED, trial.code, weights="theirs", ended=time.time())
+        other.finish(given)
+    assert wait_for(warm, "ended")["status"] == "finished"
+    records = TrialRecords(place / "results", trial.hash)
+    assert (records.result(), records.attempts()) == (given, [1])
+
+
 def test_what_a_trial_prints_is_kept(warm: WarmHandle, plugins: Registry, place: Path) -> None:
     spec = short_spec(plugins, "digits/mlp", [Part("raises")], lr=0.123)
     finish(warm, plugins, spec, place)
@@ -204,7 +218,7 @@ def test_a_worker_takes_a_stack_apart_that_crashes(tmp_path: Path) -> None:
     unit = Unit([unit_trial(registry, one) for one in specs], LIMITS, "cell", stacked=True)
     settings = {"results": str(tmp_path / "results"), "plugins": registry.plugins, "commit_every": 0.0}
     worker = Worker.__new__(Worker)
-    worker.setup({"units": [unit.name]}, {unit.name: unit.to_json()}, settings | {"report_every": 1.0, "since": 0.0})
+    worker.setup({"units": [unit.name]}, {unit.name: unit.to_json()}, settings | {"report_every": 1.0})
     begun = worker.step()["running"]
     deadline = time.monotonic() + 200
     while not (report := worker.step())["done"]:

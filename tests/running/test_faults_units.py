@@ -1,15 +1,23 @@
 """What the loop of Tuners does with what it hears, without Ray: faults that would take minutes to bring about."""
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
+from support import write_grid
 
-from harness.recording.records import Attempt, Result, Status
+from harness.planning.grid import load_grid
+from harness.planning.plan import PlannedTrial, build_plan
+from harness.recording.records import Attempt, Result, Results, Status
+from harness.registry import Registry
 from harness.resources import Resources
-from harness.running import scheduling
-from harness.running.scheduling import TRIES_TO_LOCK, Infrastructure, Watch, run_units
+from harness.running import driver, scheduling
+from harness.running.scheduling import TRIES_TO_LOCK, Infrastructure, Outcome, Watch, run_units
 from harness.running.units import Unit, UnitTrial
 from harness.running.worker import Worker
 
@@ -21,8 +29,8 @@ class Deaf:
         return lambda *arguments: None
 
 
-def units(*names: str) -> list[Unit]:
-    return [Unit([UnitTrial(name, "{}", "code")], Resources()) for name in names]
+def units(*names: str, since: float = math.inf) -> list[Unit]:
+    return [Unit([UnitTrial(name, "{}", "code", since=since)], Resources()) for name in names]
 
 
 class Tuner:
@@ -87,22 +95,51 @@ def test_a_cluster_that_is_gone_is_no_memory_kill(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_unit_that_is_tried_again_keeps_what_it_has_finished(tmp_path: Path) -> None:
-    carried = units("a", "b", "c")
-    for name, status, ended in (
-        ("a", Status.FINISHED, 3.0),
-        ("b", Status.LOST, 3.0),
-        ("c", Status.FINISHED, 1.5),  # by an earlier run, which this one does again
+    for name, status, code, ended in (
+        ("a", Status.FINISHED, "code", 3.0),
+        ("b", Status.LOST, "code", 3.0),
+        ("c", Status.FINISHED, "code", 1.5),  # by an earlier run, which this one does again
+        ("d", Status.FINISHED, "other code", 3.0),
     ):
-        with Attempt(tmp_path, name, "{}", "code") as attempt:
-            attempt.finish(Result(name, status, "code", started=1.0, ended=ended))
+        with Attempt(tmp_path, name, "{}", code) as attempt:
+            attempt.finish(Result(name, status, code, started=1.0, ended=ended))
+    left, passed_over = taken_up(tmp_path, units("a", "b", "c", "d", since=2.0))
+    assert left == ["b", "c", "d"], "lost ones and those of other code are run"
+    assert passed_over == {"a": ("finished", 2.0)}
+
+
+def taken_up(results: Path, carried: list[Unit]) -> tuple[list[str], dict[str, tuple[str, float]]]:
+    """What a worker would run of units, and what it passes over."""
     worker = Worker.__new__(Worker)
-    worker._table, worker._settings = (
-        {unit.name: unit.to_json() for unit in carried},
-        {"results": str(tmp_path), "since": 2.0},
-    )
-    worker._begin(["a", "b", "c"])
+    worker._table, worker._settings = {unit.name: unit.to_json() for unit in carried}, {"results": str(results)}
+    worker._begin([unit.name for unit in carried])
     worker._pass_over_done()
-    assert [trial.hash for trials in worker._waiting for trial in trials] == ["b", "c"], (
-        "lost ones and those of other code are run"
-    )
-    assert worker._ended == {"a": ("finished", 2.0)}
+    return [trial.hash for trials in worker._waiting for trial in trials], worker._ended
+
+
+def test_what_another_grid_finishes_after_the_look_at_the_results_is_there_already(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A grid that shares trials finishes one while this run is on its way to its first stage."""
+    registry, given = Registry(), []
+    text = "name: shared\ntasks: [digits/mlp]\nmethods: [adamw]\nseeds: 2\nrecipes: [{set: {steps: 20}}]\n"
+    plan = build_plan(load_grid(write_grid(tmp_path, text), [], registry), registry)
+    first, second = plan.trials
+
+    def execute(run: driver.Run, waiting: Sequence[PlannedTrial]) -> None:
+        assert list(waiting) == [first, second]
+        with Attempt(tmp_path, first.hash, first.spec.to_json(), first.code) as other:
+            now = time.time()
+            other.finish(Result(first.hash, Status.FINISHED, first.code, started=now, ended=now))
+        run._stages(waiting, SimpleNamespace(slots=1), [{"CPU": 1.0}])  # type: ignore[arg-type]
+
+    def run_them(units: Sequence[Unit], settings: dict[str, Any], listener: Any, scheduler: Any) -> Outcome:
+        given.extend(units)
+        return Outcome()
+
+    monkeypatch.setattr(driver.Run, "execute", execute)
+    monkeypatch.setattr(driver, "Metrics", lambda *arguments: Deaf())
+    monkeypatch.setattr(driver, "run_units", run_them)
+    driver.run_plan(plan, Results(tmp_path), driver.Options(), Console())
+    left, passed_over = taken_up(tmp_path, given)
+    assert (left, list(passed_over)) == ([second.hash], [first.hash])

@@ -61,7 +61,7 @@ def units(trials: list[PlannedTrial]) -> list[Unit]:
 def run(ray: Any, given: list[Unit], folder: Path, scheduler: Any = None) -> Outcome:
     """Runs units on the cluster, and checks that it has its GPUs back."""
     settings = {"results": str(folder / "results"), "plugins": [], "commit_every": 1.0, "report_every": 0.2}
-    outcome = run_units(given, settings | {"slots": 6, "since": 0.0}, Deaf(), scheduler)
+    outcome = run_units(given, settings | {"slots": 6}, Deaf(), scheduler)
     from ray.util import placement_group_table
 
     def returned() -> bool:
