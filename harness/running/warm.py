@@ -121,6 +121,7 @@ class Warm:
             child.live(orders, limits.gpu_share)
         cause = self.watch(pid, orders[0], limits)
         _, waited = os.waitpid(pid, 0)
+        _end_group(pid)
         for number, order in enumerate(orders):
             status, reason = _ending(waited, cause, ENDINGS[self.shared[8 + number]])
             told: str | None = status
@@ -218,6 +219,12 @@ def _kill(pid: int, number: signal.Signals) -> None:
             os.killpg(pid, number)
         else:
             os.kill(pid, number)
+
+
+def _end_group(leader: int) -> None:
+    """Kills what a child that has ended leaves behind of its process group."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS answers EPERM where only zombies are left
+        os.killpg(leader, signal.SIGKILL)
 
 
 def _descendants(process: psutil.Process) -> list[psutil.Process]:

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -288,6 +289,48 @@ def test_a_dead_warm_process_is_noticed(plugins: Registry, tmp_path: Path) -> No
     with pytest.raises(WarmDied):
         wait_for(warm, "ready")
     warm.stop()
+
+
+LEAVES = """
+import subprocess
+from pathlib import Path
+
+@register_method("leaves")
+class Leaves(Method):
+    def after_step(self, state):
+        file = Path(__file__).with_name("left")
+        if not file.exists():
+            file.write_text(str(subprocess.Popen(["sleep", "300"]).pid))
+"""
+"""A method that starts a process and does not end it."""
+
+
+def test_what_a_trial_starts_ends_with_it(tmp_path: Path) -> None:
+    registry = Registry([plugin(tmp_path, LEAVES)])
+    warm = WarmHandle(tmp_path / "results", registry.plugins, LIMITS)
+    ended = finish(warm, registry, short_spec(registry, "digits/mlp", [Part("leaves"), Part("adamw")]), tmp_path)
+    left = int((tmp_path / "left").read_text())
+    try:
+        assert ended is not None
+        assert ended.status == "finished"
+        assert running(left, 10.0) is False
+    finally:
+        warm.stop()
+        with suppress(ProcessLookupError):
+            os.kill(left, signal.SIGKILL)
+
+
+def running(pid: int, seconds: float) -> bool:
+    """Whether a process still runs after so long; one that nobody waits for has ended all the same."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return False
+        except psutil.NoSuchProcess:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def test_the_environment_of_trials(monkeypatch: pytest.MonkeyPatch) -> None:
