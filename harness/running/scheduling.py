@@ -189,10 +189,13 @@ def run_units(units: Sequence[Unit], settings: dict[str, Any], listener: Listene
             run at a time.
         listener: hears of progress.
         scheduler: a Tune scheduler; first in, first out unless given.
+
+    Raises:
+        Infrastructure: if the cluster is gone, or Tune ends again and again before a unit has a worker.
     """
     outcome, suspects, tries = Outcome(), Counter[str](), Counter[str]()
     waiting = queue(units)
-    attempt = 0
+    attempt = idle = 0
     while waiting and not outcome.interrupted and not outcome.unwritable():
         alone = [unit for unit in waiting if suspects[unit.name] >= ENDS_TO_SUSPECT]
         batch = alone[:1] or waiting[:TUNER_UNITS]
@@ -200,8 +203,11 @@ def run_units(units: Sequence[Unit], settings: dict[str, Any], listener: Listene
         watch = Watch(batch, listener, outcome)
         crashed = _fit(batch, settings, watch, attempt, scheduler)
         settled = watch.settled()
+        idle = idle + 1 if crashed and watch.idle() else 0
         if crashed:
             _check_alive()
+            if idle == ENDS_TO_SUSPECT:
+                raise Infrastructure(f"Ray Tune ended {idle} times in a row before anything started; a rerun goes on")
             suspects.update(watch.running())
             if alone and batch[0].name not in settled:
                 outcome.out_of_memory.append(batch[0])
@@ -285,6 +291,10 @@ class Watch:
 
     def _over(self, hash: str) -> bool:
         return self.outcome.ended.get(hash, "interrupted") != "interrupted"
+
+    def idle(self) -> bool:
+        """Whether no unit has had a worker or was settled: the end of this Tuner is then no unit's doing."""
+        return not (self._started or self.settled())
 
     def running(self) -> set[str]:
         """Units that have a worker and are not settled."""

@@ -94,6 +94,21 @@ def test_a_cluster_that_is_gone_is_no_memory_kill(monkeypatch: pytest.MonkeyPatc
         run_units(units("a"), {}, Deaf())
 
 
+def test_a_tuner_that_ends_before_anything_starts_is_not_started_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three such ends in a row are the cluster's trouble; one with a start or an end of a trial between them is not."""
+
+    def nothing_starts(names: list[str], watch: Watch) -> bool:
+        watch._started.clear()
+        return True
+
+    monkeypatch.setattr(scheduling, "_check_alive", lambda: None)
+    tuner = Tuner(*[nothing_starts] * 2, ended({"a": "finished"}, crashed=True), *[nothing_starts] * 3)
+    monkeypatch.setattr(scheduling, "_fit", tuner)
+    with pytest.raises(Infrastructure, match="ended 3 times in a row before anything started"):
+        run_units(units("a", "b"), {}, Deaf())
+    assert tuner.given == [["a", "b"]] * 3 + [["b"]] * 3
+
+
 def test_a_unit_that_is_tried_again_keeps_what_it_has_finished(tmp_path: Path) -> None:
     for name, status, code, ended in (
         ("a", Status.FINISHED, "code", 3.0),
