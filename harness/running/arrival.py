@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from harness import sources
+from harness.planning.errors import GridError
 from harness.recording.records import RecordsError, Results
+from harness.registry import Registry, RegistryError
 from harness.running.nodes import Answer, ask, differences, marker, versions
 from harness.running.scheduling import Infrastructure, cluster
 from harness.running.staging import NotStaged, Order, digest, plan_digest
@@ -26,6 +28,7 @@ def check(order: Order, folder: Path) -> None:
 
     Raises:
         Refused: if the head or a worker is not as the order needs it.
+        GridError, RegistryError: if the grid cannot be planned there, or a plugin does not load.
         Infrastructure: if the cluster or the tracking server does not answer.
     """
     if not sources.PROJECT.samefile(folder):
@@ -43,7 +46,6 @@ def check(order: Order, folder: Path) -> None:
 def _check_plan(order: Order, folder: Path) -> None:
     from harness.planning.grid import load_grid
     from harness.planning.plan import build_plan
-    from harness.registry import Registry
 
     registry = Registry([folder / plugin for plugin in order.plugins])
     plan = build_plan(load_grid(folder / "grid.yaml", [], registry), registry)
@@ -97,14 +99,26 @@ def _trouble(answer: Answer, order: Order, marked: Path) -> str:
     return ""
 
 
+def _make_results(folder: str) -> None:
+    """Makes the results folder.
+
+    Raises:
+        Refused: if it cannot be made.
+    """
+    try:
+        Results(folder).folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"--results: the head cannot write there ({error})") from error
+
+
 def main() -> int:
     """Checks, and becomes `harness run`."""
     folder = Path.cwd()
     try:
         order = Order.read(folder)
-        Results(order.results).folder.mkdir(parents=True, exist_ok=True)
+        _make_results(order.results)
         check(order, folder)
-    except (Refused, NotStaged, RecordsError) as error:
+    except (Refused, NotStaged, RecordsError, GridError, RegistryError) as error:
         print(f"refused: {error}", file=sys.stderr, flush=True)
         return 2
     except (Infrastructure, OSError) as error:

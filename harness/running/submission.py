@@ -235,6 +235,8 @@ def follow(client: Any, id: str, write: Callable[[str], None]) -> int:
     Raises:
         Infrastructure: if the head no longer answers.
     """
+    from aiohttp import ClientError
+
     seen, silent = 0, time.monotonic()
 
     async def tail() -> None:
@@ -252,7 +254,7 @@ def follow(client: Any, id: str, write: Callable[[str], None]) -> int:
             asyncio.run(tail())
             info = client.get_job_info(id)
             silent = time.monotonic()
-        except (RuntimeError, OSError) as error:  # requests and aiohttp raise kinds of OSError
+        except (RuntimeError, OSError, ClientError) as error:  # requests raises kinds of OSError
             if time.monotonic() - silent > PATIENCE:
                 raise Infrastructure(f"the head no longer answers ({error}); what was committed is kept") from error
             time.sleep(2.0)

@@ -7,8 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,13 +20,15 @@ from machines import PATIENCE, Machines, machines, processes, until
 from support import command, harness, plugin, write_grid
 
 from harness import sources
+from harness.planning.errors import GridError
 from harness.planning.grid import load_grid
 from harness.planning.plan import Plan, build_plan
 from harness.recording.grids import submissions
 from harness.recording.records import Results
-from harness.registry import Registry
-from harness.running import nodes, staging, submission
+from harness.registry import Registry, RegistryError
+from harness.running import arrival, nodes, staging, submission
 from harness.running.arrival import Refused, check_nodes
+from harness.running.scheduling import Infrastructure
 from harness.running.staging import NotStaged, Order
 
 GRID = """
@@ -297,7 +301,97 @@ def test_the_exit_status_is_that_of_the_grid(status: str, code: int | None, expe
     assert submission.exit_status(job(status, 1, order(), code=code)) == expected
 
 
+@contextmanager
+def answering(answer: bytes) -> Iterator[str]:
+    """The address of a head that gives every connection the same answer and closes it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with suppress(OSError):  # the socket is shut down at the end
+                while True:
+                    connection, _ = server.accept()
+                    with connection:
+                        connection.recv(65536)
+                        connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+
+
+class Head:
+    """A client of a head that restarts while it is asked for a log so often, and then knows the job as ended."""
+
+    def __init__(self, address: str, restarts: int) -> None:
+        self.address, self.restarts = address, restarts
+
+    async def tail_job_logs(self, id: str) -> AsyncIterator[str]:
+        import aiohttp
+
+        if self.restarts:
+            self.restarts -= 1
+            async with aiohttp.ClientSession() as session:
+                await session.ws_connect(f"{self.address}/api/jobs/{id}/logs/tail")
+        yield "ended\n"
+
+    def get_job_info(self, id: str) -> Any:
+        return job("SUCCEEDED", 1, order(), code=0)
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"])
+def test_a_head_that_restarts_is_asked_again_and_not_for_ever(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It closes the connection, or answers that it does not serve yet."""
+    monkeypatch.setattr(submission, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: None))
+    written: list[str] = []
+    with answering(answer) as address:
+        assert submission.follow(Head(address, 2), "sent-1", written.append) == 0
+        assert written == ["ended\n"]
+        monkeypatch.setattr(submission, "PATIENCE", -1.0)
+        with pytest.raises(Infrastructure, match="the head no longer answers"):
+            submission.follow(Head(address, 2), "sent-1", written.append)
+
+
 # What the head checks, with a cluster that answers as it is told to.
+
+
+def arrived(folder: Path, **fields: Any) -> None:
+    """An order as the head finds it unpacked in a folder."""
+    (folder / "order.json").write_text(order(**fields).to_json())
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (GridError("grid.yaml", "tasks", "found 'nowhere'"), "grid.yaml: tasks: found 'nowhere'"),
+        (RegistryError("method 'adamw' is registered twice"), "method 'adamw' is registered twice"),
+    ],
+)
+def test_a_grid_that_the_head_cannot_plan_is_refused(
+    error: ValueError, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A task that the head does not have, or a name that it has twice: no traceback, exit status 2."""
+
+    def plan(given: Order, folder: Path) -> None:
+        raise error
+
+    arrived(tmp_path, results=str(tmp_path / "results"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(arrival, "check", plan)
+    assert arrival.main() == 2
+    assert capfd.readouterr().err == f"refused: {says}\n"
+
+
+def test_a_results_folder_that_cannot_be_made_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As one that is there and cannot be written."""
+    (tmp_path / "file").write_text("")
+    arrived(tmp_path, results=str(tmp_path / "file" / "below"))
+    monkeypatch.chdir(tmp_path)
+    assert arrival.main() == 2
+    assert capfd.readouterr().err.startswith("refused: --results: the head cannot write there")
 
 
 class Told:
@@ -434,8 +528,8 @@ def test_a_wrong_token_and_what_the_head_refuses(cluster: Machines, tmp_path: Pa
     assert "does not answer as it should" in shown
     file = tmp_path / "file"
     file.write_text("")
-    shown = harness("submit", grid, *place, "--results", file / "below", status=3)
-    assert "refused: " in shown
+    shown = harness("submit", grid, *place, "--results", file / "below", status=2)
+    assert "refused: --results: the head cannot write there" in shown
     shown = harness(
         "submit",
         grid,
