@@ -107,7 +107,12 @@ class Toleration(Strict):
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"]
 
 
+class PodSecurity(Strict):
+    fsGroup: int
+
+
 class PodSpec(Strict):
+    securityContext: PodSecurity | None = None
     containers: Annotated[list[Container], Field(min_length=1)]
     volumes: list[Volume] = []
     nodeSelector: Labels = {}

@@ -61,7 +61,9 @@ def check_launcher(content: Any) -> None:
     head = types[content["head_node_type"]]
     assert head["resources"]["CPU"] == 0, "no trials on the head"
     assert not _spot(head), "the head is on demand"
-    assert all(_spot(types[name]) for name in types if name != content["head_node_type"])
+    workers = [types[name] for name in types if name != content["head_node_type"]]
+    assert all(_spot(worker) for worker in workers)
+    assert any(worker["min_workers"] >= 1 for worker in workers), "a grid fits on no node of an empty cluster"
     assert any("RAY_AUTH_MODE=token" in option for option in content["docker"]["run_options"])
     assert "chmod 600 /home/ray/.ray/auth_token" in content["setup_commands"]
     (start,) = [line for line in content["head_start_ray_commands"] if "ray start" in line]
@@ -89,6 +91,7 @@ def test_the_launcher_takes_its_files(name: str) -> None:
         ("provider.type", None),
         ("idle_timeout_minutes", "ten"),
         ("available_node_types.spot.min_workers", "none"),
+        ("available_node_types.spot.min_workers", 0),
         ("available_node_types.spot.labels", ["spot"]),
         ("available_node_types.head.resources.CPU", 4),
         ("docker.run_options", []),
@@ -110,7 +113,10 @@ def check_kuberay(name: str, content: Any) -> None:
     assert spec.rayVersion == metadata.version("ray")
     assert spec.authOptions.mode == "token"
     assert spec.headGroupSpec.rayStartParams["num-cpus"] == "0"
+    assert any(group.minReplicas >= 1 for group in spec.workerGroupSpecs), "a grid fits on no node of an empty cluster"
     for group in [spec.headGroupSpec, *spec.workerGroupSpecs]:
+        security = group.template.spec.securityContext
+        assert security is not None and security.fsGroup == image_user(), "the image's user may write the volumes"
         mounts = {mount.mountPath for mount in group.template.spec.containers[0].volumeMounts}
         assert {"/results", "/dev/shm"} <= mounts
     if isinstance(read, RayJob):
@@ -119,6 +125,12 @@ def check_kuberay(name: str, content: Any) -> None:
         env = YAML(typ="safe", pure=True).load(read.spec.runtimeEnvYAML)["env_vars"]
         assert env["RAY_JOB_STOP_SIGNAL"] == "SIGINT"
         check_entrypoint(read.spec.entrypoint)
+
+
+def image_user() -> int:
+    """The number of the image's user, which useradd gives its group, too."""
+    (number,) = re.findall(r"useradd .*--uid (\d+) ray", (CLUSTERS / "Dockerfile").read_text())
+    return int(number)
 
 
 def check_entrypoint(entrypoint: str) -> None:
@@ -154,6 +166,10 @@ CLUSTER_FAULTS: list[tuple[str, Any]] = [
     ("headGroupSpec.rayStartParams.num-cpus", 0),
     ("headGroupSpec.rayStartParams.num-cpus", "4"),
     ("headGroupSpec.template.spec.volumes", []),
+    ("headGroupSpec.template.spec.securityContext", None),
+    ("headGroupSpec.template.spec.securityContext.fsGroups", 1000),
+    ("workerGroupSpecs.0.template.spec.securityContext.fsGroup", 0),
+    ("workerGroupSpecs.0.minReplicas", 0),
     ("workerGroupSpecs.0.maxReplica", 8),
     ("workerGroupSpecs.0.maxReplicas", 1),
     ("workerGroupSpecs.0.template.spec.containers.0.resources.limits.memory", "lots"),
@@ -205,7 +221,9 @@ def check_mlflow(documents: list[Any]) -> None:
             assert document["spec"]["selector"]["matchLabels"] == labels
             assert any(d["spec"]["selector"] == labels for (k, _), d in kinds.items() if k == "Service"), name
             check_no_secret(document)
-    server = kinds["Deployment", "mlflow"]["spec"]["template"]["spec"]["containers"][0]
+    pod = kinds["Deployment", "mlflow"]["spec"]["template"]["spec"]
+    assert pod.get("securityContext") == {"fsGroup": image_user()}, "the image's user may write the volume"
+    server = pod["containers"][0]
     check_mlflow_server(server["args"], "mlflow")
 
 
@@ -236,7 +254,7 @@ def test_mlflow_on_kubernetes() -> None:
     check_mlflow(documents())
 
 
-@pytest.mark.parametrize("what", ["public", "selector", "hosts", "option", "secret"])
+@pytest.mark.parametrize("what", ["public", "selector", "hosts", "option", "secret", "group"])
 def test_a_wrong_mlflow_is_refused(what: str) -> None:
     import click
 
@@ -249,6 +267,8 @@ def test_a_wrong_mlflow_is_refused(what: str) -> None:
         server["spec"]["selector"]["matchLabels"] = {"app": "other"}
     elif what == "hosts":
         container["args"] = [word.replace("mlflow:*,", "") for word in container["args"]]
+    elif what == "group":
+        del server["spec"]["template"]["spec"]["securityContext"]
     elif what == "option":
         container["args"].append("--artifact-destination=/x")
     else:
@@ -358,6 +378,8 @@ def check_dockerfile(text: str) -> None:
             assert all((PROJECT / name).exists() for name in given), f"COPY {rest}: not there"
     assert any(word == "RUN" and "--require-hashes -r requirements.lock" in rest for word, rest in words)
     assert any(word == "ENV" and "RAY_AUTH_MODE=token" in rest for word, rest in words)
+    owned = re.search(r"install --directory --owner ray --group ray (.*)", steps)
+    assert owned and {"/results", "/data"} <= set(owned[1].split()), "the user may write the volumes"
     assert not re.search(r"(TOKEN|PASSWORD|SECRET)\w*=", steps), "no secret in an image"
     assert words[-1][0] == "ENTRYPOINT"
     assert next(rest for word, rest in reversed(words) if word == "USER") != "root"
@@ -374,6 +396,8 @@ def test_the_image() -> None:
         ("--require-hashes ", ""),
         ("RAY_AUTH_MODE=token", "RAY_AUTH_TOKEN=abc"),
         ("USER ray", "USER root"),
+        ("--owner ray", "--owner root"),
+        ("/results /data", "/results"),
         ("WORKDIR /opt", "WORKDIRS /opt"),
     ],
 )
