@@ -27,7 +27,7 @@ EVERY = 1.0
 LONGEST = 60.0
 """Seconds between attempts to reach a store that does not answer, at most."""
 PATIENCE = {"server": 60.0, "file": 600.0}
-"""Seconds that the last pass may take beyond the end of the grid: a server may be slow for ever, a file is not."""
+"""Seconds that the last pass may take beyond the end of the grid: a server may be slow for ever, a file of SQLite is not."""
 WORKERS_END = 30.0
 """Seconds that the workers of a driver that died are given to end."""
 
@@ -74,7 +74,7 @@ class Writer:
 
     def _last_pass(self) -> Report:
         began = time.monotonic()
-        limit = began + PATIENCE["server" if (self.tracking or "").startswith("http") else "file"]
+        limit = began + patience(self.tracking)
         while True:
             report = self._pass(lambda: time.monotonic() < limit, everything=True, driven=False)
             if not (report.running and self.orphaned() and time.monotonic() < began + WORKERS_END):
@@ -104,6 +104,15 @@ class Writer:
             self._shown |= self._projection.settled
             self._projection.close()
         self._projection = None
+
+
+def patience(tracking: str | None) -> float:
+    """Seconds of the last pass; without an address the store is the results folder's own SQLite file.
+
+    >>> [patience(uri) for uri in (None, "sqlite:///runs.db", "https://mlflow", "postgresql+psycopg2://db/mlflow")]
+    [600.0, 600.0, 60.0, 60.0]
+    """
+    return PATIENCE["file" if (tracking or "sqlite").startswith("sqlite") else "server"]
 
 
 def watch_input(ended: threading.Event) -> None:

@@ -573,6 +573,41 @@ def test_a_server_that_is_no_good_is_let_go(
     assert "127.0.0.1" in report.problem or "500" in report.problem
 
 
+@pytest.mark.parametrize(
+    ("tracking", "seconds"),
+    [
+        (None, 600),
+        ("sqlite:////shared/runs.db", 600),
+        ("http://mlflow:5000", 60),
+        ("https://mlflow", 60),
+        ("postgresql://database/mlflow", 60),
+        ("postgresql+psycopg2://database/mlflow", 60),
+        ("mysql+pymysql://database/mlflow", 60),
+    ],
+)
+def test_the_last_pass_waits_longer_for_a_file_than_for_a_server(
+    memory: Results, tracking: str | None, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server, be it a database, gets one minute: what runs for a grid ends within two."""
+    ended, limits = threading.Event(), []
+    ended.set()
+    writer = Writer(memory, "demo", tracking, ended)
+
+    def pass_(go_on: Callable[[], bool], *, everything: bool, driven: bool) -> Report:
+        began = time.monotonic()
+        with monkeypatch.context() as later:
+            for limit in (60, 600):
+                later.setattr("harness.recording.writer.time.monotonic", lambda limit=limit: began + limit - 5)
+                limits.append(go_on())
+                later.setattr("harness.recording.writer.time.monotonic", lambda limit=limit: began + limit + 5)
+                limits.append(go_on())
+        return Report()
+
+    monkeypatch.setattr(writer, "_pass", pass_)
+    writer.follow()
+    assert limits == [True, seconds == 600, seconds == 600, False]
+
+
 def test_the_writer_of_a_dead_driver_waits_for_its_workers_and_ends(memory: Results) -> None:
     trial = spec()
     submit(memory, [trial])
