@@ -14,7 +14,8 @@ EVERY = 5.0
 class Metrics:
     """A `Listener` that counts, and passes on what it hears.
 
-    `harness_trials` counts ends by status; `harness_waiting` and `harness_running` are what is left and at work;
+    `harness_trials` counts ends by status, each trial once in each; `harness_waiting` and `harness_running` are what is left
+    and at work. A trial may start several times, and one that is locked waits for another try.
     `harness_writer_lag` is seconds since the writer to MLflow last had nothing left to do.
 
     Args:
@@ -27,14 +28,16 @@ class Metrics:
     def __init__(self, listener: Listener, grid: str, waiting: int, folder: Path) -> None:
         from ray.util.metrics import Counter, Gauge
 
-        self._listener, self._waiting, self._folder = listener, waiting, folder
-        self._begun: set[str] = set()
+        self._listener, self._trials, self._folder = listener, waiting, folder
+        self._running: set[str] = set()
+        self._over: set[str] = set()
+        self._counted: set[tuple[str, str]] = set()
         self._looked = 0.0
         self._since = time.time()
         tags = {"tag_keys": ("grid",)}
         self._ended = Counter("harness_trials", "Trials that have ended, by status.", tag_keys=("grid", "status"))
         self._gauges = {
-            "waiting": Gauge("harness_waiting", "Trials that have not begun.", **tags),
+            "waiting": Gauge("harness_waiting", "Trials that no worker is at and that have not ended.", **tags),
             "running": Gauge("harness_running", "Trials that a worker is at.", **tags),
             "lag": Gauge("harness_writer_lag", "Seconds since MLflow was up to date.", **tags),
         }
@@ -43,8 +46,7 @@ class Metrics:
         self._tell()
 
     def started(self, hash: str) -> None:
-        self._begun.add(hash)
-        self._waiting -= 1
+        self._running.add(hash)
         self._tell()
         self._listener.started(hash)
 
@@ -52,11 +54,13 @@ class Metrics:
         self._listener.moved(hash, step)
 
     def ended(self, hash: str, outcome: str) -> None:
-        if hash in self._begun:
-            self._begun.remove(hash)
-        else:
-            self._waiting -= 1
-        self._ended.inc(tags={"status": outcome.split(":")[0]})
+        status = outcome.split(":")[0]
+        self._running.discard(hash)
+        if status != "locked":
+            self._over.add(hash)
+        if (hash, status) not in self._counted:
+            self._counted.add((hash, status))
+            self._ended.inc(tags={"status": status})
         self._tell()
         self._listener.ended(hash, outcome)
 
@@ -75,5 +79,5 @@ class Metrics:
         return max(0.0, time.time() - since)
 
     def _tell(self) -> None:
-        self._gauges["waiting"].set(max(0, self._waiting))
-        self._gauges["running"].set(len(self._begun))
+        self._gauges["waiting"].set(self._trials - len(self._running | self._over))
+        self._gauges["running"].set(len(self._running))

@@ -58,3 +58,29 @@ def test_what_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     mark.touch()
     os.utime(mark, (metrics._since + 100, metrics._since + 100))
     assert metrics.lag() == 0.0, "a mark from the future is a clock that differs"
+
+
+def test_what_is_taken_up_again_is_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker dies and the next one starts the same trial; another trial is locked three times and then finishes."""
+    monkeypatch.setattr("ray.util.metrics.Counter", Number)
+    monkeypatch.setattr("ray.util.metrics.Gauge", Number)
+    Number.numbers = {}
+    metrics = Metrics(Heard(), "grid", 4, tmp_path)  # type: ignore[arg-type]
+    seen = []
+    for call, *arguments in [
+        ("started", "a"),
+        ("started", "a"),  # by the next Tuner
+        ("started", "b"),
+        ("ended", "b", "locked"),
+        ("ended", "b", "locked"),  # a trial that is locked may never have started
+        ("started", "b"),
+        ("ended", "b", "locked"),
+        ("started", "b"),
+        ("ended", "b", "finished"),
+        ("ended", "a", "finished"),
+        ("started", "c"),
+    ]:
+        getattr(metrics, call)(*arguments)
+        seen.append((int(Number.numbers["harness_waiting"][""]), int(Number.numbers["harness_running"][""])))
+    assert seen == [(3, 1), (3, 1), (2, 2), (3, 1), (3, 1), (2, 2), (3, 1), (2, 2), (2, 1), (2, 0), (1, 1)]
+    assert Number.numbers["harness_trials"] == {"locked": 1, "finished": 2}
