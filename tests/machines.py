@@ -128,11 +128,20 @@ def machines(workers: int = 2, environment: dict[str, str] | None = None, **opti
 
 def processes(mark: str) -> list[psutil.Process]:
     """The processes whose command line holds a mark, such as a results folder."""
+    return _found(lambda process: mark in " ".join(process.cmdline()))
+
+
+def descended(mark: str) -> list[psutil.Process]:
+    """The processes whose environment holds a mark as a value: Ray's own name no folder, but inherit it from the driver."""
+    return _found(lambda process: mark in process.environ().values())
+
+
+def _found(holds: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if process.pid != os.getpid() and mark in " ".join(process.cmdline()):
+            if process.pid != os.getpid() and holds(process):
                 found.append(process)
-        except psutil.Error:
+        except (psutil.Error, OSError):
             continue
     return found
