@@ -26,7 +26,7 @@ RELEASED = DOCS / "papers" / "published"
 """What the papers' authors released: docs/papers_published.py says what."""
 
 TROUBLE = """
-import os, signal, sys, time
+import os, signal, sys, time, warnings
 import torch
 
 @register_method("nan")
@@ -40,6 +40,11 @@ class Raises(Method):
     def after_step(self, state):
         print("about to raise")
         raise KeyError("mistake")
+
+@register_method("warns")
+class Warns(Method):
+    def after_step(self, state):
+        warnings.warn("careful")
 
 @register_method("hangs")
 class Hangs(Method):

@@ -22,6 +22,9 @@ class Following(Attempt):
     def record(self, record: dict[str, Any]) -> None:
         """Nothing: the first rank records."""
 
+    def tell(self, event: str, level: str = "info", **facts: Any) -> None:
+        """Nothing: the first rank tells."""
+
     def keep(self, name: str, content: bytes) -> None:
         """Nothing: the first rank keeps it."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.recording.grids import held, submissions
+from harness.recording.log import LOG
 from harness.recording.records import Results, TrialRecords
 
 
@@ -86,7 +87,7 @@ def _of_trial(trial: TrialRecords, started_from: set[str]) -> Iterator[Garbage]:
     for attempt in trial.attempts():
         for path in sorted((trial.folder / str(attempt)).iterdir()):
             name = f"{attempt}/{path.name}"
-            if path.suffix in (".jsonl", ".pt") and name not in needed:
+            if path.suffix in (".jsonl", ".pt") and path.name != LOG and name not in needed:
                 yield _of(path, "a later attempt has taken over" if path.suffix == ".jsonl" else "its trial is done")
 
 

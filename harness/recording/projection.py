@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.recording.grids import SubmittedTrial, held
+from harness.recording.log import LOG, OUTPUT, last
 from harness.recording.records import ACTIONS, Commit, Result, Status, TrialRecords
 
 RUNNING, UNFINISHED = "running", "unfinished"
@@ -263,12 +264,15 @@ def final_points(snapshot: Snapshot) -> list[Point]:
 
 
 def files(snapshot: Snapshot) -> dict[str, str]:
-    """The files of an ended trial by name: the traceback, its pictures, and the actions of its method."""
+    """The files of an ended trial by name: traceback, pictures, actions of its method, structured log, what it printed."""
     if snapshot.result is None:
         return {}
     found = {"error.txt": snapshot.result.error} if snapshot.result.error else {}
     pictures = sorted((snapshot.records.folder / "pictures").glob("*.svg"))
     found |= {f"pictures/{picture.name}": picture.read_text(encoding="utf-8") for picture in pictures}
+    folders = [snapshot.records.folder / str(attempt) for attempt in snapshot.records.attempts()]
+    texts = {"log.jsonl": LOG, "output.txt": OUTPUT}
+    found |= {name: text for name, file in texts.items() if (text := last(folder / file for folder in folders))}
     actions = [json.dumps(record) for record in _read(snapshot.records, snapshot.chunks) if "action" in record]
     return found | ({"actions.jsonl": "\n".join(actions) + "\n"} if actions else {})
 

@@ -5,6 +5,7 @@
     results/trials/<hash>/<attempt>/chunk-N.jsonl   records, in committed chunks
     results/trials/<hash>/<attempt>/last-N.pt       the checkpoint that stands behind the chunks up to N
     results/trials/<hash>/<attempt>/commit.json     names the chunks and the checkpoint that count
+    results/trials/<hash>/<attempt>/log.jsonl       events; beside it log.txt, what the trial printed
     results/trials/<hash>/result.json         written once, atomically: only this means done
 
 Every attempt writes in a folder of its own and takes the committed chunks of the one before it by name, so an older
@@ -26,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
+
+from harness.recording.log import tell
 
 
 class Status(StrEnum):
@@ -250,6 +253,9 @@ def end_without_result(results: Path, result: Result, spec_json: str) -> Result:
         if (there := trial.result()) is not None:
             return there
         write_atomically(trial.folder / "trial.json", spec_json, durable=False)
+        if attempts := trial.attempts():
+            folder = trial.folder / str(attempts[-1])
+            tell(folder, "ended", "error", status=result.status, reason=result.reason)
         write_atomically(trial.folder / "result.json", json.dumps(asdict(result), allow_nan=False, sort_keys=True))
         return result
     finally:
@@ -314,6 +320,10 @@ class Attempt:
     def rewind(self) -> None:
         """Forgets the records since the last commit: the trial starts from there once more."""
         self._pending.clear()
+
+    def tell(self, event: str, level: str = "info", **facts: Any) -> None:
+        """Adds an event to the attempt's structured log."""
+        tell(self.folder, event, level, attempt=self.state.attempt, **facts)
 
     def keep(self, name: str, content: bytes) -> None:
         """Writes a file that stays with the trial after its end, such as a substituted model's weights."""

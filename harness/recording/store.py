@@ -40,7 +40,8 @@ EXPERIMENT = """The grid `{name}`: one parent run, and under it a run for each t
 - **Only what succeeded:** `tags.status = "finished"`. One task: `tags.task = "digits/mlp"`.
 - **Metrics:** `test/` once, at the selected checkpoint, and `selected/` validation there; `val/` and `train/` over training;
   `probe/` measures; `time/` and `system/` cost.
-- **Artifacts of a trial:** `pictures/`, `actions.jsonl` (what an adaptive method did), `error.txt`.
+- **Artifacts of a trial:** `pictures/`, `actions.jsonl` (what an adaptive method did), `error.txt`, `log.jsonl` (starts,
+  warnings, the end) and `output.txt` (what it printed; the last 256 KiB).
 """
 
 OPTIONAL_TAGS = ("records", "stale", "planned", "reason")

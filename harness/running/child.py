@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import math
 import mmap
 import os
@@ -11,11 +12,13 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from harness.recording.following import Following
+from harness.recording.log import OUTPUT
 from harness.recording.records import Attempt, Locked, Over, RecordsError
 from harness.resources import Seat
 from harness.running.units import UnitTrial
@@ -91,12 +94,15 @@ class Child:
                     self._trouble(number, error)
             if not entered:
                 return
-            name = f"rank-{self.seat.index}.txt" if self.seat and self.follows else "log.txt"
+            name = f"rank-{self.seat.index}.txt" if self.seat and self.follows else OUTPUT
             _log_to([attempt.folder / name for _, attempt in entered])
+            self._tell_warnings([attempt for _, attempt in entered])
             try:
                 trouble = self._run(entered, halt)
             except (Interrupted, PeerLost) as end:
                 print(end, file=sys.stderr)
+                for attempt in (attempt for _, attempt in entered if attempt.trial.result() is None):
+                    attempt.tell("interrupted", "warning", step=self._step(), reason=str(end))
                 for number in range(len(orders)):
                     ending = "alone" if isinstance(end, PeerLost) else "interrupted"
                     self.shared[8 + number] = self.shared[8 + number] or ENDINGS.index(ending)
@@ -106,6 +112,28 @@ class Child:
             for number, order in enumerate(orders):
                 if order.hash in trouble:
                     self._trouble(number, trouble[order.hash])
+
+    def _step(self) -> int:
+        return int.from_bytes(self.shared[:8], "little")
+
+    def _tell_warnings(self, attempts: Sequence[Attempt]) -> None:
+        """Warnings are printed as ever, and are events of the trials."""
+        shown = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            shown(message, category, filename, lineno, file, line)
+            for attempt in attempts:
+                text = f"{category.__name__}: {message} ({Path(filename).name}:{lineno})"
+                attempt.tell("warning", "warning", step=self._step(), message=text)
+
+        warnings.showwarning = show
 
     def _attempt(self, order: UnitTrial) -> Attempt:
         kind = Following if self.follows else Attempt
@@ -197,5 +225,8 @@ def _log_to(paths: Sequence[Path]) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
+    for stream in (sys.stdout, sys.stderr):  # a line is there at once, also where the process is killed
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
     for path in paths[1:]:
         path.write_text(f"This seed ran in a stack, and what that printed is in {paths[0]}\n", encoding="utf-8")

@@ -116,9 +116,16 @@ class Course:
 
     def set_up(self, registry: Registry) -> Training:
         """Builds the trial and puts it where its last commit left it."""
+        self.attempt.tell("started", **self._setting(), seed=self.spec.seed_label)
         self.training = set_up(self.spec.with_values(self.values), registry, self.attempt, self.ranks)
         self.training.keep, self.training.screen = self.keep, self.screen
+        if step := self.training.state.step:
+            self.attempt.tell("resumed", step=step)
         return self.training
+
+    def _setting(self) -> dict[str, Any]:
+        """What the numbers rest on beside the trial's content."""
+        return environment() | {"threads": self.spec.threads, "device": self.spec.device, "ranks": self.ranks.world}
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
@@ -168,10 +175,12 @@ class Course:
             ended=time.time(),
             reason=reason,
             error=error,
-            environment=environment() | {"threads": spec.threads, "device": spec.device, "ranks": self.ranks.world},
+            environment=self._setting(),
             screening=self.screen.mark if screened and self.screen else "",
             kept=[name for name in self.keep if attempt.trial.kept(name).exists()],
         )
+        level = "error" if status in (Status.FAILED, Status.OUT_OF_MEMORY) else "info"
+        attempt.tell("ended", level, step=result.steps, status=status, reason=reason)
         attempt.finish(result, keep_checkpoints=screened)
         self.result = result
 

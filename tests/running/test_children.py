@@ -1,5 +1,6 @@
 """Trials in children of a warm process: every way to end gets its status, and the next trial is untouched."""
 
+import json
 import os
 import signal
 import time
@@ -14,6 +15,7 @@ from support import TROUBLE, plugin, run, seeded, together, told
 
 from harness.conformance import short_spec
 from harness.identity import Part, TrialSpec, code_digest
+from harness.recording.log import MOST, last, tell
 from harness.recording.records import Attempt, Result, Status, TrialRecords
 from harness.registry import Registry
 from harness.resources import Resources
@@ -137,6 +139,59 @@ def test_what_a_trial_prints_is_kept(warm: WarmHandle, plugins: Registry, place:
     assert "about to raise" in log.read_text()
 
 
+def events(results: Path, spec: TrialSpec) -> list[tuple[object, ...]]:
+    """The structured log over all attempts as MLflow gets it: event, level, step, and what there is to say."""
+    told = last(sorted((results / "trials" / spec.hash).glob("*/log.jsonl")))
+    lines = [json.loads(line) for line in told.splitlines()]
+    assert [line["time"] for line in lines] == sorted(line["time"] for line in lines)
+    return [
+        (line["event"], line["level"], line.get("step"), line.get("message") or line.get("reason")) for line in lines
+    ]
+
+
+def test_the_log_of_a_trial_that_warns(warm: WarmHandle, plugins: Registry, place: Path) -> None:
+    spec = short_spec(plugins, "digits/mlp", [Part("warns"), Part("adamw")], lr=0.0123)
+    result = finish(warm, plugins, spec, place)
+    assert result is not None
+    started, warned, ended = events(place / "results", spec)
+    assert started == ("started", "info", None, None)
+    assert warned[:2] == ("warning", "warning")
+    assert str(warned[3]).startswith("UserWarning: careful (plugin.py:")
+    assert ended == ("ended", "info", result.steps, "")
+    first = json.loads((place / "results" / "trials" / spec.hash / "1" / "log.jsonl").read_text().splitlines()[0])
+    assert (first["seed"], first["device"], first["attempt"]) == (spec.seed_label, "cpu", 1)
+    assert first["packages"] == result.environment["packages"]
+
+
+def test_the_log_of_a_trial_whose_process_ends(warm: WarmHandle, plugins: Registry, place: Path) -> None:
+    """The process above it says how."""
+    spec = short_spec(plugins, "digits/mlp", [Part("crashes")], lr=0.0123)
+    finish(warm, plugins, spec, place)
+    started, ended = events(place / "results", spec)
+    assert started[0] == "started"
+    assert ended == ("ended", "error", None, "its process was ended by SIGSEGV")
+
+
+def test_a_log_has_its_size(tmp_path: Path) -> None:
+    """Events are let go beyond it but for the end; of what is printed, the last whole lines are shown."""
+    for number in range(MOST // 1000):
+        tell(tmp_path, "warning", step=number, message="x" * 3000)
+    tell(tmp_path, "ended")
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert sum(len(line) + 1 for line in lines[:-1]) <= MOST
+    assert len(lines[0]) < 2100
+    assert json.loads(lines[-1])["event"] == "ended"
+    first, second = tmp_path / "1.txt", tmp_path / "2.txt"
+    first.write_text("a\n" * MOST)
+    second.write_text("b\n" * 10)
+    shown = last([first, second, tmp_path / "none.txt"])
+    assert MOST - 2 <= len(shown) <= MOST
+    assert set(shown.splitlines()) == {"a", "b"}
+    assert shown.endswith("a\n" + "b\n" * 10)
+    second.write_text("c" * 2 * MOST)
+    assert last([second]) == "c" * MOST
+
+
 def test_a_stop_commits_and_the_trial_goes_on(plugins: Registry, tmp_path: Path) -> None:
     spec = short_spec(plugins, "digits/mlp", [Part("slow"), Part("adamw")], steps=40)
     expected = run(plugins, spec, tmp_path / "undisturbed")
@@ -160,6 +215,9 @@ def test_a_stop_commits_and_the_trial_goes_on(plugins: Registry, tmp_path: Path)
     assert timeless(ended) == timeless(expected)
     steps = [record["step"] for record in records.records()]
     assert steps == sorted(set(steps))
+    logged = events(results, spec)
+    assert [event[0] for event in logged] == ["started", "interrupted", "started", "resumed", "ended"]
+    assert logged[1][2] == logged[3][2] == commit.step
 
 
 SOME = """

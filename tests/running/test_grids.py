@@ -1,18 +1,15 @@
 """Whole grids on a real Ray cluster with a real MLflow store: faults, reruns, stages, plugins."""
 
-import os
+import re
 import sqlite3
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import TROUBLE, command, harness, kill_when, plugin, timeless, write_grid
+from running.test_faults import Place, planned, runs
+from support import TROUBLE, harness, kill_when, plugin, timeless, write_grid
 
-from harness.planning.grid import load_grid
-from harness.planning.plan import Plan, build_plan
 from harness.recording.records import Result, Results
-from harness.registry import Registry
 
 SMALL = """
 name: small
@@ -34,11 +31,6 @@ stacked: true
 """
 
 
-def planned(grid: Path, *plugins: Path) -> Plan:
-    registry = Registry(plugins)
-    return build_plan(load_grid(grid, [], registry), registry)
-
-
 def found(grid: Path, results: Path, *plugins: Path) -> dict[str, Result]:
     """Results by `method seed`."""
     memory = Results(results)
@@ -48,29 +40,11 @@ def found(grid: Path, results: Path, *plugins: Path) -> dict[str, Result]:
     return {name: result for name, result in ended.items() if result is not None}
 
 
-def runs(results: Path) -> dict[str, dict[str, Any]]:
-    """What MLflow holds of each trial, by hash, read from its tables: run, params, tags and points."""
-    with sqlite3.connect(results / "mlflow.db") as store:
-        listed = store.execute(
-            "select r.run_uuid, t.value, r.status from runs r join tags t on t.run_uuid = r.run_uuid"
-            " where t.key = 'hash' and r.lifecycle_stage = 'active'"
-        ).fetchall()
-        return {
-            hash: {
-                "run": run,
-                "status": status,
-                "params": dict(store.execute("select key, value from params where run_uuid = ?", (run,)).fetchall()),
-                "tags": dict(store.execute("select key, value from tags where run_uuid = ?", (run,)).fetchall()),
-                "points": sorted(
-                    store.execute(
-                        "select key, step, value from metrics where run_uuid = ?"
-                        " and key not like 'time/%' and key not like 'system/%'",
-                        (run,),
-                    ).fetchall()
-                ),
-            }
-            for run, hash, status in listed
-        }
+def trial_runs(results: Path) -> dict[str, dict[str, Any]]:
+    """What MLflow holds of each trial, by hash."""
+    listed = runs(results / "mlflow.db")
+    assert len({run["hash"] for run in listed}) == len(listed), "each trial is in MLflow once"
+    return {run["hash"]: run for run in listed}
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
@@ -113,15 +87,15 @@ def test_one_more_seed_runs_that_seed(finished: tuple[Path, Path]) -> None:
     assert "2 of 6 trials to run" in shown
     after = snapshot(results / "trials")
     assert {path: after[path] for path in before} == before
-    assert len(runs(results)) == 6
+    assert len(trial_runs(results)) == 6
 
 
 def test_mlflow_is_a_projection(finished: tuple[Path, Path]) -> None:
     grid, results = finished
-    before = runs(results)
+    before = trial_runs(results)
     (results / "mlflow.db").unlink()
     harness("sync", "--results", results)
-    after = runs(results)
+    after = trial_runs(results)
     assert before.keys() == after.keys()
     for hash, run in before.items():
         assert (run["params"], run["points"], run["status"]) == (
@@ -141,15 +115,6 @@ def test_mlflow_is_a_projection(finished: tuple[Path, Path]) -> None:
         assert {"train/loss", "val/accuracy", "test/accuracy", "probe/oui/mean"} <= names
 
 
-SLOW = """
-import os, time
-
-@register_method("slow")
-class Slow(Method):
-    def after_step(self, state):
-        time.sleep(float(os.environ.get("SLOW_SECONDS", "0")))
-"""
-
 SLOW_GRID = """
 name: slow
 tasks: [digits/mlp]
@@ -162,81 +127,80 @@ probes: [oui]
 
 @pytest.mark.chaos
 def test_a_killed_driver_loses_nothing(tmp_path: Path) -> None:
-    grid, code = write_grid(tmp_path, SLOW_GRID), plugin(tmp_path, SLOW)
-    hashes = [trial.hash for trial in planned(grid, code).trials]
-    undisturbed, results = tmp_path / "undisturbed", tmp_path / "results"
-    harness("run", grid, "--results", undisturbed, "--plugin", code)
-
-    run = command("run", grid, "--results", results, "--plugin", code, "--commit-every", 1)
-    # So slowly that no trial ends before its worker has noticed, however late MLflow shows the first commit.
-    slowly = os.environ | {"SLOW_SECONDS": "1"}
-    process = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True, env=slowly)
-    memory = Results(results)
+    place, undisturbed = Place(tmp_path / "place", SLOW_GRID), Place(tmp_path / "undisturbed", SLOW_GRID)
+    undisturbed.run()
+    memory = Results(place.results)
+    place.pace(
+        1
+    )  # so slowly that no trial ends before its worker has noticed, however late MLflow shows the first commit
 
     def halfway() -> bool:
-        commits = {hash: memory.trial(hash).commit() for hash in runs_or_none(results)}
+        commits = {run["hash"]: memory.trial(run["hash"]).commit() for run in runs_or_none(place.results)}
         return any(commit and commit.checkpoint for commit in commits.values())
 
-    kill_when(process, halfway)
-    before = runs_or_none(results)
+    kill_when(place.start(), halfway)
+    before = {run["hash"]: run["run"] for run in runs_or_none(place.results)}
     unfinished = [hash for hash in before if memory.trial(hash).commit() and not memory.trial(hash).result()]
     assert unfinished
-    assert len(before) < len(hashes)
-    harness("run", grid, "--results", results, "--plugin", code)
-
-    after, expected = runs(results), runs(undisturbed)
-    assert after.keys() == set(hashes)
-    for hash in hashes:
-        mine, theirs = memory.trial(hash).result(), Results(undisturbed).trial(hash).result()
-        assert mine is not None
-        assert theirs is not None
-        assert timeless(mine.metrics) == timeless(theirs.metrics)
-        assert mine.weights == theirs.weights, "the final weights have the same bits"
-        assert after[hash]["points"] == expected[hash]["points"], "every number is that of an undisturbed run, once"
+    assert len(before) < len(place.hashes)
+    place.pace(0)
+    place.run()
+    place.as_undisturbed(undisturbed)
     assert any(memory.trial(hash).result().attempt > 1 for hash in unfinished)  # type: ignore[union-attr]
-    assert {hash: run["run"] for hash, run in after.items() if hash in before} == {
-        hash: run["run"] for hash, run in before.items()
-    }, "an interrupted trial goes on in its run"
+    after = {run["hash"]: run["run"] for run in runs(place.results / "mlflow.db")}
+    assert {hash: after[hash] for hash in before} == before, "an interrupted trial goes on in its run"
+    place.nothing_runs()
 
 
-def runs_or_none(results: Path) -> dict[str, dict[str, Any]]:
+def runs_or_none(results: Path) -> list[dict[str, Any]]:
     try:
-        return runs(results)
+        return runs(results / "mlflow.db")
     except sqlite3.Error:
-        return {}
+        return []
+
+
+TROUBLED_GRID = """
+name: trouble
+tasks: [digits/mlp]
+methods: [nan, raises, hangs, eats, exits, adamw]
+seeds: 1
+recipes: [{set: {steps: 40}}]
+resources: [{memory: 1GiB}, {method: hangs, time: 3s}]
+"""
 
 
 @pytest.mark.slow
 @pytest.mark.chaos
 def test_trouble_gets_its_status_and_the_grid_goes_on(tmp_path: Path) -> None:
-    code = plugin(tmp_path, TROUBLE)
-    grid = write_grid(
-        tmp_path,
-        """
-        name: trouble
-        tasks: [digits/mlp]
-        methods: [nan, raises, hangs, eats, exits, adamw]
-        seeds: 1
-        recipes: [{set: {steps: 40}}]
-        resources: [{memory: 1GiB}, {method: hangs, time: 3s}]
-        """,
-    )
-    results = tmp_path / "results"
-    shown = harness("run", grid, "--results", results, "--plugin", code, status=1)
-    ended = {name: result.status.value for name, result in found(grid, results, code).items()}
-    assert ended == {
-        "nan 0": "diverged",
-        "raises 0": "failed",
-        "hangs 0": "timed-out",
-        "eats 0": "out-of-memory",
-        "exits 0": "failed",
-        "adamw 0": "finished",
-    }
+    place = Place(tmp_path / "place", TROUBLED_GRID, TROUBLE)
+    alone = re.sub("methods: .*", "methods: [adamw]", TROUBLED_GRID).replace(", {method: hangs, time: 3s}", "")
+    undisturbed = Place(tmp_path / "undisturbed", alone, TROUBLE)
+    undisturbed.run()
+    shown = place.run(status=1)
     assert "KeyError: 'mistake'" in shown
-    tags = {run["tags"]["method"]: run["tags"]["status"] for run in runs(results).values()}
-    assert tags == {name.removesuffix(" 0"): status for name, status in ended.items()}
-    again = harness("run", grid, "--results", results, "--plugin", code, status=1)
+    expected = {
+        "nan": ("diverged", "FAILED"),
+        "raises": ("failed", "FAILED"),
+        "hangs": ("timed-out", "KILLED"),
+        "eats": ("out-of-memory", "FAILED"),
+        "exits": ("failed", "FAILED"),
+        "adamw": ("finished", "FINISHED"),
+    }
+
+    def check() -> None:
+        ended = {name: result.status.value for name, result in found(place.grid, place.results, place.code).items()}
+        assert ended == {f"{method} 0": status for method, (status, _) in expected.items()}
+        listed = runs(place.results / "mlflow.db")
+        tags = {run["tags"]["method"]: (run["tags"]["status"], run["status"]) for run in listed}
+        assert tags == expected
+        otherwise = {run["hash"]: run["status"] for run in listed if run["tags"]["method"] != "adamw"}
+        place.as_undisturbed(undisturbed, otherwise=otherwise)
+
+    check()
+    again = place.run(status=1)
     assert "2 of 6 trials to run" in again, "only what ran out of memory or time is tried again"
+    check()
+    place.nothing_runs()
 
 
 STAGED = """
@@ -274,7 +238,7 @@ def test_stages_and_what_is_blocked(tmp_path: Path) -> None:
     assert statuses == ["blocked", "failed", "finished", "finished"]
     (taken,) = [result for result in ended.values() if result.values]
     assert list(taken.values.values()) == [ended["adamw 0"].metrics["selected_step"]]
-    params = {run["tags"]["method"]: run["params"] for run in runs(results).values()}
+    params = {run["tags"]["method"]: run["params"] for run in trial_runs(results).values()}
     assert any(str(int(next(iter(taken.values.values())))) in str(value) for value in params.values())
 
 
