@@ -1,5 +1,6 @@
 """Whole grids on a real Ray cluster with a real MLflow store: faults, reruns, stages, plugins."""
 
+import json
 import re
 import sqlite3
 from pathlib import Path
@@ -195,6 +196,13 @@ def test_trouble_gets_its_status_and_the_grid_goes_on(tmp_path: Path) -> None:
         assert tags == expected
         otherwise = {run["hash"]: run["status"] for run in listed if run["tags"]["method"] != "adamw"}
         place.as_undisturbed(undisturbed, otherwise=otherwise)
+        for run in listed:
+            folder = place.results / "mlartifacts" / "trouble" / run["run"] / "artifacts"
+            events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+            assert (events[0]["event"], events[-1]["event"]) == ("started", "ended")
+            assert events[-1]["status"] == run["tags"]["status"]
+            printed = (folder / "output.txt").read_text() if (folder / "output.txt").exists() else ""
+            assert ("about to raise" in printed) == (run["tags"]["method"] == "raises")
 
     check()
     again = place.run(status=1)
