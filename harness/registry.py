@@ -47,6 +47,10 @@ class Collision(RegistryError):
     """One name, two classes."""
 
 
+class Shadowed(RegistryError):
+    """A file elsewhere that Python finds before a package of this project."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Item:
     """What is known of a registered class without importing it."""
@@ -162,6 +166,7 @@ class Registry:
 
     Raises:
         Collision: if two modules register the same name.
+        Shadowed: if another module is found in the place of a package of this project.
     """
 
     def __init__(self, plugins: Sequence[Path | str] = ()) -> None:
@@ -178,6 +183,8 @@ class Registry:
 
     def _entry_points(self) -> Iterable[Entry]:
         own = {"tasks", "methods", "harness"}
+        for package in sorted(own):
+            _check_not_shadowed(package)
         for kind in (*KINDS, "claim"):
             points = metadata.entry_points(group=f"harness.{kind}s")
             for point in sorted(points, key=lambda p: (p.module.split(".")[0] not in own, p.name)):
@@ -191,10 +198,7 @@ class Registry:
                 if spec is None or not spec.origin:
                     self.broken[origin] = f"the module {point.module} does not exist"
                     continue
-                file = Path(spec.origin).resolve()
-                if point.module.split(".")[0] in own and not file.is_relative_to(sources.PROJECT):
-                    raise RegistryError(f"{point.module} is shadowed: found {file}, must lie in {sources.PROJECT}")
-                yield Entry(origin, point.module, file)
+                yield Entry(origin, point.module, Path(spec.origin).resolve())
 
     def _add(self, entry: Entry, cache: _Cache) -> None:
         try:
@@ -275,6 +279,13 @@ class Registry:
         """A digest of all registered sources: what a cached plan is valid for."""
         files = [file for entry in set(self._entries.values()) for file in sources.closure(entry.file)]
         return sources.raw_digest([*files, *(file for file in sources.ENGINE if file.exists())])
+
+
+def _check_not_shadowed(package: str) -> None:
+    spec = importlib.util.find_spec(package)
+    found = Path(spec.origin).resolve() if spec and spec.origin else None
+    if found is None or not found.is_relative_to(sources.PROJECT):
+        raise Shadowed(f"{package} is shadowed: found {found}, must lie in {sources.PROJECT}")
 
 
 def _plugin_entry(path: Path) -> Entry:

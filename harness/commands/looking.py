@@ -138,7 +138,7 @@ def doctor(
 
     states = set()
     out = console()
-    for finding in examine(open_results(results), open_registry(plugin), tracking, address):
+    for finding in examine(open_results(results), plugin or [], tracking, address):
         states.add(finding.state)
         out.print(f"{finding.state:<8} {finding.name}: {finding.detail}")
         if finding.advice:

@@ -6,8 +6,9 @@ import logging
 import os
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,7 @@ def _scheme(uri: str) -> str:
         )
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     return scheme
 
 
@@ -114,6 +116,21 @@ def reachable(uri: str) -> None:
         from mlflow import MlflowClient
 
         MlflowClient(uri).search_experiments(max_results=1)
+
+
+def writable(database: Path) -> None:
+    """Opens an SQLite store and takes the lock that a writer needs; one that does not exist is made beside it, for as long.
+
+    Raises:
+        TrackingError: if it cannot be opened or written.
+        OSError: if its folder cannot be written.
+    """
+    with tempfile.TemporaryDirectory(prefix=".doctor-", dir=database.parent, ignore_cleanup_errors=True) as place:
+        tried = database if database.exists() else Path(place) / database.name
+        reachable(f"sqlite:///{tried}")
+        with _answers(), closing(sqlite3.connect(tried, timeout=20)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.rollback()
 
 
 class Store:
@@ -131,7 +148,6 @@ class Store:
 
     def __init__(self, uri: str, experiment: str, artifacts: Path, own: bool) -> None:
         scheme = _scheme(uri)
-        logging.getLogger("alembic").setLevel(logging.WARNING)
         with _answers():
             from mlflow import MlflowClient
 
@@ -293,13 +309,14 @@ def _answers() -> Iterator[None]:
     """
     import requests
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError  # MLflow lets through what goes wrong when it opens a database
 
     try:
         yield
     except MlflowException as error:
         kind = Refused if error.get_http_status_code() in (400, 404, 409, 413, 422) else Unavailable
         raise kind(_line(error)) from error
-    except (requests.RequestException, sqlite3.Error, OSError) as error:
+    except (requests.RequestException, SQLAlchemyError, sqlite3.Error, OSError) as error:
         raise Unavailable(_line(error)) from error
 
 

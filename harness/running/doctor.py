@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import subprocess
 import time
-import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,15 +14,22 @@ from typing import Any, Literal
 from packaging.requirements import Requirement
 
 from harness.recording.environment import PACKAGES, version
-from harness.recording.records import RecordsError, Results, write_atomically
-from harness.registry import Registry
+from harness.recording.records import RecordsError, Results
+from harness.registry import Registry, RegistryError, Shadowed
+from harness.running.nodes import Answer, ask, differences, listed_gpus, marker, on, usable_gpus, versions
 from harness.running.scheduling import Infrastructure, cluster
 
 FREE = 5 << 30
-"""Bytes that should be free where results are written."""
+"""Bytes that should be free where results are written, and on the disk of every node."""
 
 SKEW = 2.0
 """Seconds that two machines' clocks may differ by."""
+
+
+State = Literal["ok", "warning", "wrong"]
+
+Trouble = tuple[State, str, str]
+"""How bad it is, what was found and what to do."""
 
 
 @dataclass(frozen=True)
@@ -33,18 +37,19 @@ class Finding:
     """One thing that was looked at."""
 
     name: str
-    state: Literal["ok", "warning", "wrong"]
+    state: State
     detail: str
     advice: str = ""
 
 
-def examine(results: Results, registry: Registry, tracking: str | None, address: str | None) -> Iterator[Finding]:
+def examine(results: Results, plugins: Sequence[Path], tracking: str | None, address: str | None) -> Iterator[Finding]:
     """Looks at everything, one thing after another."""
     yield from _versions()
-    yield _registered(registry)
+    yield _registered(plugins)
     yield from _storage(results)
     yield _gpus()
     yield _tracking(results, tracking)
+    yield _token(address)
     yield from _cluster(results, address)
 
 
@@ -65,8 +70,15 @@ def _versions() -> Iterator[Finding]:
         yield Finding("versions", "ok", told)
 
 
-def _registered(registry: Registry) -> Finding:
-    """The registry refuses modules that are shadowed; what does not load is named."""
+def _registered(plugins: Sequence[Path]) -> Finding:
+    """The registry refuses what is shadowed or registered twice; what does not load is named."""
+    try:
+        registry = Registry(plugins)
+    except Shadowed as error:
+        advice = "move or rename that file, or take its folder out of PYTHONPATH"
+        return Finding("plugins", "wrong", str(error), advice)
+    except RegistryError as error:
+        return Finding("plugins", "wrong", str(error), "rename one of the two, or leave its plugin out")
     if registry.broken:
         told = "; ".join(f"{origin}: {error}" for origin, error in registry.broken.items())
         return Finding(
@@ -77,10 +89,9 @@ def _registered(registry: Registry) -> Finding:
 
 
 def _storage(results: Results) -> Iterator[Finding]:
-    marker = results.folder / f".doctor-{uuid.uuid4().hex}"
     try:
-        write_atomically(marker, "here")
-        marker.unlink()
+        with marker(results.folder):
+            pass
     except RecordsError as error:
         yield Finding("results", "wrong", str(error), "give another folder with --results, or mend its permissions")
         return
@@ -94,11 +105,7 @@ def _gpus() -> Finding:
     """GPUs that the machine has against those that torch sees."""
     import torch
 
-    seen = torch.cuda.device_count()
-    listed = 0
-    if program := shutil.which("nvidia-smi"):
-        answer = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=30, check=False)
-        listed = sum(line.startswith("GPU ") for line in answer.stdout.splitlines())
+    seen, listed = torch.cuda.device_count(), listed_gpus()
     if listed > seen:
         advice = "CUDA_VISIBLE_DEVICES hides some, or the driver is older than this torch needs"
         return Finding("gpus", "warning", f"the machine has {listed}, torch sees {seen}", advice)
@@ -106,17 +113,40 @@ def _gpus() -> Finding:
 
 
 def _tracking(results: Results, tracking: str | None) -> Finding:
-    """Opens the store as the writer does; a database of its own is not made for this."""
-    from harness.recording.store import SCHEMES, TrackingError, reachable
+    """Opens the store as the writer does; a database of its own is not left behind."""
+    from harness.recording.store import SCHEMES, TrackingError, reachable, writable
 
     if tracking is None:
-        return Finding("tracking", "ok", f"SQLite in {results.folder}")
+        database = results.folder / "mlflow.db"
+        try:
+            writable(database)
+        except (TrackingError, OSError) as error:
+            advice = (
+                "mend the folder's permissions, give --tracking a server where SQLite cannot lock its file, or, if the "
+            )
+            advice += "file is broken, delete it: harness sync builds it anew"
+            return Finding("tracking", "wrong", f"SQLite in {results.folder}: {error}", advice)
+        return Finding("tracking", "ok", f"SQLite in {results.folder} can be written")
     try:
         reachable(tracking)
     except TrackingError as error:
         schemes = ", ".join(SCHEMES)
         return Finding("tracking", "wrong", str(error), f"check the address ({schemes}) and that the server runs")
     return Finding("tracking", "ok", f"{tracking} answers")
+
+
+def _token(address: str | None) -> Finding:
+    """Where the cluster's token comes from, and that a file of it is its owner's alone."""
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if file.is_file() and (mode := file.stat().st_mode & 0o777) & 0o077:
+        return Finding("token", "warning", f"{file} has mode {mode:o}: others can use it", f"chmod 600 {file}")
+    if address is None:
+        return Finding("token", "ok", "a local cluster makes its own")
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return Finding("token", "ok", "from RAY_AUTH_TOKEN")
+    if not file.is_file():
+        return Finding("token", "wrong", "none is given", f"set RAY_AUTH_TOKEN, or put the cluster's into {file}")
+    return Finding("token", "ok", f"from {file}")
 
 
 def _cluster(results: Results, address: str | None) -> Iterator[Finding]:
@@ -128,54 +158,63 @@ def _cluster(results: Results, address: str | None) -> Iterator[Finding]:
             told = f"{len(nodes)} nodes, {totals.get('CPU', 0):g} CPUs, {totals.get('GPU', 0):g} GPUs, token mode"
             yield Finding("ray", "ok", told)
             for node in nodes:
-                yield _node(ray, node, results)
+                yield from _node(ray, node, results)
     except Infrastructure as error:
         advice = "is it running, and is the token in RAY_AUTH_TOKEN or ~/.ray/auth_token the cluster's?"
         yield Finding("ray", "wrong", str(error), advice)
 
 
-def _node(ray: Any, node: dict[str, Any], results: Results) -> Finding:
-    """A worker there: its versions, its clock, and whether it sees what is written here."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
+def _node(ray: Any, node: dict[str, Any], results: Results) -> Iterator[Finding]:
+    """Asks a worker there."""
     name = f"node {node['NodeManagerHostname']}"
-    marker = results.folder / f".doctor-{uuid.uuid4().hex}"
     try:
-        write_atomically(marker, "here")
-        strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ask = ray.remote(num_cpus=0, scheduling_strategy=strategy)(_answer)
-        before = time.time()
-        answer = ray.get(ask.remote(str(marker), PACKAGES), timeout=120)
-        after = time.time()
+        with marker(results.folder) as marked:
+            before = time.time()
+            answer = ask(ray, node, marked)
+            skew = max(before - answer.time, answer.time - time.time(), 0.0)
+            arrived = (results.folder / answer.left).exists()
+        usable = on(ray, node, usable_gpus) if answer.gpus else 0
     except RecordsError:
-        return Finding(name, "warning", "whether it sees the results folder cannot be tried", "mend that folder first")
+        yield Finding(name, "warning", "whether it sees the results folder cannot be tried", "mend that folder first")
+        return
     except Exception as error:  # whatever keeps a worker from answering is the finding
-        return Finding(name, "wrong", f"{type(error).__name__}: {error}".split("\n")[0], "look at this node's Ray logs")
-    finally:
-        with contextlib.suppress(OSError):
-            marker.unlink()
-    own = {package: version(package) for package in PACKAGES}
-    differing = [
-        f"{p} {answer['versions'][p]} there, {own[p]} here" for p in PACKAGES if answer["versions"][p] != own[p]
-    ]
-    if differing:
-        return Finding(name, "wrong", "; ".join(differing), "install the same lock on every node")
-    if not answer["sees"]:
-        return Finding(name, "wrong", f"does not see {results.folder}", "give --results a folder that all nodes share")
-    skew = max(before - answer["time"], answer["time"] - after, 0.0)
+        yield Finding(name, "wrong", f"{type(error).__name__}: {error}".split("\n")[0], "look at this node's Ray logs")
+        return
+    given = int(node["Resources"].get("GPU", 0))
+    troubles = [*_lacks(answer, results, arrived), *_gpus_there(answer.gpus, usable, given), *_small(answer, skew)]
+    for state, detail, advice in troubles:
+        yield Finding(name, state, detail, advice)
+    if not troubles:
+        told = f"same versions, writes to the results folder, {answer.cpus} CPUs, {usable} GPUs"
+        yield Finding(name, "ok", f"{told}, {answer.free / 2**30:.1f} GiB free")
+
+
+def _lacks(answer: Answer, results: Results, arrived: bool) -> Iterator[Trouble]:
+    """What keeps trials from running on a node, or their records from being read here."""
+    if told := differences(answer.versions, versions()):
+        yield "wrong", "; ".join(told), "install the same lock on every node"
+    if not answer.sees:
+        yield "wrong", f"does not see {results.folder}", "give --results a folder that all nodes share"
+    elif answer.unwritable or not arrived:
+        why = answer.unwritable or "what it writes does not arrive here"
+        yield "wrong", f"cannot write to {results.folder} ({why})", "mount it there for writing, for the same user"
+
+
+def _gpus_there(listed: int, usable: int, given: int) -> Iterator[Trouble]:
+    """A node's GPUs: those that its driver lists, that torch can use, and that Ray gives to trials."""
+    if usable < listed:
+        advice = "its driver is older than this torch needs, or that torch was built without CUDA"
+        yield "warning", f"its driver lists {listed} GPUs, torch can use {usable}", advice
+    if given > listed:
+        yield "warning", f"Ray gives trials {given} GPUs, its driver lists {listed}", "start its Ray without --num-gpus"
+    if given < listed:
+        advice = "CUDA_VISIBLE_DEVICES or --num-gpus hid some when its Ray was started"
+        yield "warning", f"its driver lists {listed} GPUs, Ray gives trials {given}", advice
+
+
+def _small(answer: Answer, skew: float) -> Iterator[Trouble]:
     if skew > SKEW:
-        return Finding(name, "warning", f"its clock is off by {skew:.1f} s", "let both machines follow a time server")
-    return Finding(name, "ok", f"same versions, sees the results folder, {answer['cpus']} CPUs")
-
-
-def _answer(marker: str, packages: tuple[str, ...]) -> dict[str, Any]:
-    from importlib import metadata
-
-    def found(package: str) -> str | None:
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            return None
-
-    versions = {package: found(package) for package in packages}
-    return {"sees": Path(marker).exists(), "time": time.time(), "versions": versions, "cpus": os.cpu_count()}
+        yield "warning", f"its clock is off by {skew:.1f} s", "let both machines follow a time server"
+    if answer.free < FREE:
+        told = f"{answer.free / 2**30:.1f} GiB free where it keeps temporary files"
+        yield "warning", told, "make room there: Ray gives a node with a full disk no work"

@@ -5,19 +5,25 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import shutil
 import socket
+import subprocess
+import sys
+import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from harness import sources
 from harness.recording.environment import PACKAGES
 from harness.recording.records import write_atomically
+
+T = TypeVar("T")
 
 TIMEOUT = 120.0
 """Seconds that a node is given to answer: it may have to unpack what was sent first."""
@@ -30,6 +36,10 @@ class Answer:
     host: str
     versions: dict[str, str]
     cpus: int
+    gpus: int
+    """How many its driver lists, whatever Ray gives to trials."""
+    free: int
+    """Bytes free where it keeps temporary files, Ray's among them."""
     time: float
     sees: bool
     """Whether it sees the marker that was written where it was asked from."""
@@ -86,11 +96,23 @@ def ask(ray: Any, node: dict[str, Any], marked: Path, with_code: bool = False) -
     Raises:
         Exception: whatever keeps the worker from answering.
     """
+    return on(ray, node, answer, str(marked), with_code)
+
+
+def on(ray: Any, node: dict[str, Any], function: Callable[..., T], *arguments: Any) -> T:
+    """What a function returns in a worker on a node.
+
+    Args:
+        node: one of `ray.nodes()`.
+
+    Raises:
+        Exception: what the function raises, and whatever keeps the worker from answering.
+    """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    remote = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=strategy)(answer)
-    given: Answer = ray.get(remote.remote(str(marked), with_code), timeout=TIMEOUT)
+    remote = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=strategy)(function)
+    given: T = ray.get(remote.remote(*arguments), timeout=TIMEOUT)
     return given
 
 
@@ -104,6 +126,36 @@ def answer(marked: str, with_code: bool) -> Answer:
         own.write_text("there")
     except OSError as error:
         unwritable = str(error)
-    code = digest(sources.PROJECT) if with_code else ""
-    cpus = os.cpu_count() or 1
-    return Answer(socket.gethostname(), versions(), cpus, time.time(), path.exists(), own.name, unwritable, code)
+    return Answer(
+        host=socket.gethostname(),
+        versions=versions(),
+        cpus=os.cpu_count() or 1,
+        gpus=listed_gpus(),
+        free=shutil.disk_usage(tempfile.gettempdir()).free,
+        time=time.time(),
+        sees=path.exists(),
+        left=own.name,
+        unwritable=unwritable,
+        code=digest(sources.PROJECT) if with_code else "",
+    )
+
+
+def listed_gpus() -> int:
+    """GPUs that the driver of this machine lists."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return 0
+    try:
+        listed = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def usable_gpus() -> int:
+    """GPUs that torch can use on this machine: Ray hides them from a worker that asked for none, so another process looks."""
+    look = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    command = [sys.executable, "-c", look]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT / 2, check=True, env=environment)
+    return int(told.stdout.split()[-1])
