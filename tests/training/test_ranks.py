@@ -1,24 +1,30 @@
 """Two gloo ranks run digits/mlp through the contract and stay together."""
 
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as distributed
 import torch.multiprocessing as processes
+from support import run, told
 
 from harness.conformance import run_short, short_spec
 from harness.conformance.runs import train_through
 from harness.identity import Part, TrialSpec
 from harness.method import Ranks
-from harness.recording.records import Attempt
+from harness.recording.following import Following
+from harness.recording.records import Attempt, TrialRecords
 from harness.registry import Registry
 from harness.training import loop
 from harness.training.forked import on_ranks
+from harness.training.loop import Interrupted
 from harness.training.ranks import DistributedRanks
 from harness.training.state import weights_digest
-from harness.training.trial import set_up, settings
+from harness.training.trial import run_trial, set_up, settings
 
 
 def rank(index: int, world: int, folder: str, spec_json: str) -> None:
@@ -66,6 +72,60 @@ def test_what_a_rank_gives_arrives_as_it_was() -> None:
 
     expected = repr({name: (tensor.tolist(), tensor.dtype) for name, tensor in given["tensors"].items()})  # type: ignore[attr-defined]
     assert on_ranks(3, received) == [expected + repr(given["rest"])] * 3
+
+
+def attempted(world: int, registry: Registry, spec: TrialSpec, folder: Path, stop: int | None = None) -> None:
+    """One attempt at a trial on so many ranks, the first of which writes its records."""
+
+    def work(ranks: Ranks) -> str:
+        kind = Following if ranks.index else Attempt
+        with kind(folder, spec.hash, spec.to_json(), "test") as attempt, suppress(Interrupted):
+            run_trial(spec, registry, attempt, ranks=ranks, halt=lambda step: step == stop)
+        return "done"
+
+    assert on_ranks(world, work) == ["done"] * world
+
+
+@pytest.mark.parametrize("world", [1, 4])
+@pytest.mark.parametrize(
+    ("task", "methods", "recipe", "tolerance"),
+    [
+        ("digits/mlp", ["stable_grad", "adamw"], {"steps": 12, "record_every": 1, "precision": "float64"}, 1e-9),
+        ("digits/mlp", ["adamw"], {"steps": 12, "record_every": 1}, 1e-5),
+        ("digits/federated", ["scaffold", "adamw"], {"rounds": 4, "clients_per_round": 5}, 0.0),
+    ],
+)
+def test_a_checkpoint_resumes_on_another_world_size(
+    task: str,
+    methods: list[str],
+    recipe: dict[str, Any],
+    tolerance: float,
+    world: int,
+    registry: Registry,
+    tmp_path: Path,
+) -> None:
+    """Two ranks take a trial half way and another number of them to its end: the curve of one rank, undisturbed.
+
+    Within the tolerance that world sizes differ by, and to the bit where ranks share clients and not batches.
+    """
+    spec = short_spec(registry, task, [Part(method) for method in methods], **recipe)
+    half = spec.length // 2
+    attempted(2, registry, spec, tmp_path / "resumed", stop=half)
+    commit = TrialRecords(tmp_path / "resumed", spec.hash).commit()
+    assert commit is not None
+    assert commit.step == half
+    attempted(world, registry, spec, tmp_path / "resumed")
+    alone = run(registry, spec, tmp_path / "alone")
+    resumed = TrialRecords(tmp_path / "resumed", spec.hash).result()
+    assert resumed is not None
+    assert (resumed.attempt, resumed.environment["ranks"]) == (2, world)
+    _, mine, curve = told(tmp_path / "resumed", resumed)
+    _, final, expected = told(tmp_path / "alone", alone)
+    near = partial(pytest.approx, rel=tolerance, abs=tolerance and 1e-12)
+    assert mine == near(final)
+    assert [record["step"] for record in curve] == [record["step"] for record in expected]
+    for record, other in zip(curve, expected, strict=True):
+        assert record["metrics"] == near(other["metrics"])
 
 
 @pytest.mark.parametrize("method", ["shuffled(fed_oui)", "fed_align", "scaffold"])
