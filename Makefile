@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: papers help install demo test slow lint chaos bench lock
+.PHONY: papers help install demo test slow lint chaos clusters bench lock
 
 help: ## Show these targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -38,6 +38,9 @@ lint: install ## Style, types and the direction of imports
 
 chaos: install ## Faults for real: kills, hangs, memory, a tracking server that goes away
 	$(BIN)/python -m pytest -n 2 -m chaos
+
+clusters: install ## Of the slow ones, grids as they are run: several ranks and nodes, submit, Slurm
+	$(BIN)/python -m pytest -n 2 -m "slow and not chaos" tests/running tests/clusters
 
 papers: install ## Run what is not done of the ten papers' proxies, and write docs/papers.md and docs/papers/
 	@failed=""; for grid in grids/proxies/*.yaml; do $(BIN)/harness run $$grid || failed="$$failed $$grid"; done; \
