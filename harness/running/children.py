@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import socket
 import subprocess
@@ -19,8 +20,11 @@ import psutil
 from harness.resources import Resources, Seat
 from harness.running.units import UnitTrial
 
-SECRETS = ("TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "API_KEY")
-"""Variables with these words in their names do not reach an author's code."""
+SECRETS = re.compile(
+    r"TOKEN(?!IZ)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|(API|ACCESS|PRIVATE)KEY|CONNECTION_?STRING"
+    r"|(^SSH|_)PASS(_|$)|_(PWD|PAT)(_|$)|(^|_)(KEY|JWT|DSN|SAS)(_|$)"
+)
+"""Variables with such names, in capitals, do not reach an author's code. `PWD` and `PATH` are none."""
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -37,7 +41,7 @@ class WarmDied(RuntimeError):
 
 def child_environment(resources: Resources) -> dict[str, str]:
     """The environment of trials: threads set for every library, no GPU unless asked for, no secrets."""
-    kept = {name: value for name, value in os.environ.items() if not any(word in name.upper() for word in SECRETS)}
+    kept = {name: value for name, value in os.environ.items() if not SECRETS.search(name.upper())}
     threads = str(max(1, int(resources.cpus)))
     kept |= dict.fromkeys(THREAD_VARIABLES, threads)
     if resources.gpus:

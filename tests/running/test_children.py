@@ -391,6 +391,31 @@ def running(pid: int, seconds: float) -> bool:
     return True
 
 
+@pytest.mark.parametrize(
+    ("names", "secret"),
+    [
+        ("RAY_AUTH_TOKEN HF_TOKEN NGROK_AUTHTOKEN github_token AWS_SESSION_TOKEN RAY_AUTH_TOKEN_PATH", True),
+        ("AWS_SECRET_ACCESS_KEY CLIENT_SECRET SECRETS_FILE DJANGO_SECRET_KEY", True),
+        ("MLFLOW_TRACKING_PASSWORD PGPASSWORD MYSQL_PWD DB_PASS DB_PASSWD SSHPASS GPG_PASSPHRASE", True),
+        ("GOOGLE_APPLICATION_CREDENTIALS AZURE_CREDENTIAL", True),
+        ("WANDB_API_KEY APIKEY OPENAI_KEY AZURE_STORAGE_KEY AWS_ACCESS_KEY_ID SSH_PRIVATE_KEY ACCESSKEY", True),
+        ("GITHUB_PAT AZURE_DEVOPS_EXT_PAT CI_PAT_READ SLURM_JWT SENTRY_DSN AZURE_STORAGE_SAS", True),
+        ("AZURE_STORAGE_CONNECTION_STRING", True),
+        ("PATH PYTHONPATH LD_LIBRARY_PATH PWD OLDPWD HOME USER LANG TZ TERM SHLVL", False),
+        ("OMP_NUM_THREADS KMP_AFFINITY CUDA_HOME CUDA_LAUNCH_BLOCKING NVIDIA_VISIBLE_DEVICES", False),
+        ("HARNESS_DATA HARNESS_CACHE HARNESS_RESULTS RAY_AUTH_MODE RAY_TMPDIR TOKENIZERS_PARALLELISM", False),
+        ("SLURM_JOB_ID SSL_CERT_FILE HTTPS_PROXY KEYBOARD_LAYOUT MONKEYTYPE DISPATCH PATTERN PASSIVE_MODE", False),
+    ],
+)
+def test_names_that_are_secrets_and_names_that_are_not(
+    names: str, secret: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in names.split():
+        monkeypatch.setenv(name, "value")
+    kept = child_environment(Resources())
+    assert [name for name in names.split() if (name not in kept) != secret] == []
+
+
 def test_the_environment_of_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "hidden")
     monkeypatch.setenv("MY_PASSWORD", "hidden")

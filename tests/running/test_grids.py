@@ -250,6 +250,61 @@ def test_stages_and_what_is_blocked(tmp_path: Path) -> None:
     assert any(str(int(next(iter(taken.values.values())))) in str(value) for value in params.values())
 
 
+TELLS = """
+import os
+from pathlib import Path
+
+@register_method("prints")
+class Prints(Method):
+    def before_step(self, state):
+        print("in", Path.cwd(), dict(os.environ))
+
+@register_method("fails")
+class Fails(Method):
+    def before_step(self, state):
+        raise KeyError(", ".join(value for value in os.environ.values() if value.endswith("-5d80")))
+"""
+
+SECRET = "sekrit-5d80"
+
+
+@pytest.mark.slow
+def test_what_a_trial_prints_of_its_environment_holds_no_secret(tmp_path: Path) -> None:
+    """Neither its log nor its error, and nothing that is made of them; and it runs in the folder that the grid was run in."""
+    code = plugin(tmp_path, TELLS)
+    grid = write_grid(
+        tmp_path,
+        """
+        name: telling
+        tasks: [digits/mlp]
+        methods: [prints + adamw, fails + adamw]
+        seeds: 1
+        recipes: [{set: {steps: 2}}]
+        """,
+    )
+    results = tmp_path / "results"
+    names = ("MY_API_KEY", "AZURE_STORAGE_KEY", "MYSQL_PWD", "GITHUB_PAT", "HF_TOKEN")
+    environment = dict.fromkeys(names, SECRET) | {"FOR_ALL": "told-5d80"}
+    place = [grid, "--results", results, "--plugin", code]
+    shown = harness("run", *place, status=1, **environment)
+    shown += harness("report", *place, **environment)
+    shown += harness("report", *place, "--format", "markdown", **environment)
+    prints, fails = (trial.hash for trial in planned(grid, code).trials)
+    log = (results / "trials" / prints / "1" / "log.txt").read_text()
+    assert f"in {Path.cwd()} " in log, "Ray has not changed it"
+    failed = Results(results).trial(fails).result()
+    assert failed is not None
+    assert "told-5d80" in log
+    assert "told-5d80" in failed.reason
+    assert SECRET not in shown
+    files = [file for file in results.rglob("*") if file.is_file()]
+    reports = [file for file in files if file.name in ("report.html", "report.md")]
+    assert results / "mlflow.db" in files
+    assert len(reports) == 3, "one of them among the artifacts"
+    assert all("told-5d80" in report.read_text() for report in reports), "why the other trial has failed"
+    assert [file for file in files if SECRET.encode() in file.read_bytes()] == []
+
+
 @pytest.mark.slow
 def test_a_plugin_of_ten_lines_on_three_families(tmp_path: Path) -> None:
     code = tmp_path / "sign.py"
