@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import inspect
 import json
 import re
 import shutil
@@ -430,9 +431,14 @@ def check_sbatch(text: str, folder: Path) -> None:
 
 
 def check_symmetric_run(text: str) -> None:
-    """The options before `--` are those of `ray symmetric-run` and `ray start`."""
+    """The options before `--` are those of `ray symmetric-run` and `ray start`, and it waits longer than Ray would."""
+    from ray.scripts import symmetric_run
     from ray.scripts.scripts import start
     from ray.scripts.symmetric_run import curate_and_validate_ray_start_args
+
+    ((variable, seconds),) = re.findall(r"^ *export (\w+_WAIT_TIMEOUT)=(\d+)$", text, re.MULTILINE)
+    assert f'CLUSTER_WAIT_TIMEOUT = env_integer("{variable}", 30)' in inspect.getsource(symmetric_run)
+    assert int(seconds) == 300
 
     found = re.search(r"ray symmetric-run (.*?) -- harness run", text.replace("\\\n", " "), re.DOTALL)
     assert found
@@ -457,6 +463,8 @@ def test_the_slurm_script(tmp_path: Path) -> None:
         ("\nfi\n", "\n"),
         ("--num-gpus=", "--gpus="),
         ("--temp-dir=", "--port="),
+        ("_CLUSTER_WAIT_TIMEOUT=300", "_WAIT_TIMEOUT=300"),
+        ("_WAIT_TIMEOUT=300", "_WAIT_TIMEOUT=30"),
     ],
 )
 def test_a_wrong_slurm_script_is_refused(old: str, new: str, tmp_path: Path) -> None:

@@ -289,6 +289,24 @@ def test_a_worker_takes_a_stack_apart_that_crashes(tmp_path: Path) -> None:
     }
 
 
+def test_a_worker_reports_twice_a_second_whatever_a_trial_records(plugins: Registry, tmp_path: Path) -> None:
+    from harness.running.worker import Worker
+
+    spec = short_spec(plugins, "digits/mlp", [Part("slow"), Part("adamw")], steps=60, record_every=1)
+    unit = Unit([unit_trial(plugins, spec)], LIMITS, "cell")
+    settings = {"results": str(tmp_path / "results"), "plugins": plugins.plugins, "commit_every": 100.0}
+    worker = Worker.__new__(Worker)
+    worker.setup({"units": [unit.name]}, {unit.name: unit.to_json()}, settings | {"report_every": 1.0, "since": 0.0})
+    began, reports = time.monotonic(), 1
+    while not worker.step()["done"]:
+        reports += 1
+    took = time.monotonic() - began
+    worker.cleanup()
+    records = [r for r in TrialRecords(tmp_path / "results", spec.hash).records() if "metrics" in r]
+    assert len(records) >= 60
+    assert reports <= 2 * took + 2, "and two more: that its process is ready, and the end"
+
+
 def test_a_stack_stops_and_goes_on(plugins: Registry, tmp_path: Path) -> None:
     registry = Registry([plugin(tmp_path, SLOW)])
     spec = short_spec(registry, "digits/mlp", [Part("adamw"), Part("slower")], steps=40)

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from ray.tune.execution.tune_controller import _get_max_pending_trials
 
 from harness.resources import Resources
-from harness.running.scheduling import Infeasible, Outcome, Watch, check_feasible, queue
+from harness.running.scheduling import SETTINGS, Infeasible, Outcome, Watch, check_feasible, queue
+from harness.running.search import ListSearch
 from harness.running.units import Unit, UnitTrial, stack
 
 
@@ -34,8 +36,6 @@ def units(count: int, cell: str = "cell", resources: Resources | None = None) ->
 
 
 def handed_out(listed: Sequence[Unit], watch: Watch, slots: int = 2) -> list[list[str]]:
-    from harness.running.search import ListSearch
-
     search = ListSearch(listed, watch, slots, 1)
     search._spec = {"run": "none", "storage": None, "checkpoint_config": None}
     counts = []
@@ -75,7 +75,7 @@ def test_unknown_cells_go_one_by_one() -> None:
     assert handed_out(listed, Watch(listed, Deaf(), Outcome())) == [[unit.name] for unit in listed]
 
 
-def test_short_cells_go_together_and_leave_work_for_every_worker() -> None:
+def test_short_cells_go_together_and_leave_work_for_every_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     listed = units(20) + units(4, "other")
     watch = Watch(listed, Deaf(), Outcome())
     told(watch, "cell0", seconds=0.5)
@@ -86,6 +86,11 @@ def test_short_cells_go_together_and_leave_work_for_every_worker() -> None:
     assert max(sizes) == 4, "two seconds' worth"
     assert sizes[-4:] == [1, 1, 1, 1], "long ones go alone"
     assert all({name[:4] for name in part} in ({"cell"}, {"othe"}) for part in parts)
+    name = "TUNE_MAX_PENDING_TRIALS_PG"
+    monkeypatch.setenv(name, SETTINGS[name])
+    assert _get_max_pending_trials(ListSearch(listed, watch, 2, 1)) == 8, (
+        "as Tune reads it; a search of one's own has 1"
+    )
 
 
 def test_the_book_of_a_unit() -> None:
