@@ -23,8 +23,8 @@ class Worker(tune.Trainable):
     """Runs units one after another; `step` returns about twice a second, so that Tune can stop a unit.
 
     A configuration names the units to run, one after another. `setup` takes `table`, the units as text by name, and
-    `settings`: `results`, `plugins`, `commit_every`, and `report_every`, the seconds after which `step` returns even where nothing was
-    heard.
+    `settings`: `results`, `plugins`, `commit_every`, and `report_every`, the seconds after which `step` returns even where
+    nothing was heard.
     """
 
     def setup(  # type: ignore[override]  # Tune hands over what `with_parameters` was given
