@@ -562,6 +562,7 @@ def faulty_server(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[
     ],
     ids=["errors", "forbidden", "silence"],
 )
+@pytest.mark.chaos
 def test_a_server_that_is_no_good_is_let_go(
     memory: Results, monkeypatch: pytest.MonkeyPatch, answer: Callable[[BaseHTTPRequestHandler], None], problem: str
 ) -> None:
