@@ -26,6 +26,7 @@ from harness.running.progress import Progress, cells
 from harness.running.scheduling import (
     Infeasible,
     Infrastructure,
+    Listener,
     Outcome,
     Unwritable,
     check_feasible,
@@ -147,11 +148,11 @@ class Run:
                     "slots": progress.slots,
                 }
                 units = [packed(unit, self.peaks.get(unit.cell, 0), nodes) for unit in stack(units, progress.slots)]
-                self._take(run_units(units, settings, listener, scheduler))
+                self._take(run_units(units, settings, listener, scheduler), listener)
             if self.outcome.interrupted or self.outcome.unwritable():
                 return
 
-    def _take(self, outcome: Outcome) -> None:
+    def _take(self, outcome: Outcome, listener: Listener) -> None:
         planned = {trial.hash: trial for trial in self.plan.trials}
         self.outcome.ended |= outcome.ended
         self.outcome.interrupted |= outcome.interrupted
@@ -159,6 +160,7 @@ class Run:
         for units, status in ends:
             for trial in (trial for unit in units for trial in unit.trials if trial.hash not in outcome.ended):
                 self._end(planned[trial.hash], status, "its worker was ended several times")
+                listener.ended(trial.hash, status)
 
     def _end(self, trial: PlannedTrial, status: Status, reason: str) -> None:
         now = time.time()

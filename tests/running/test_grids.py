@@ -131,9 +131,7 @@ def test_a_killed_driver_loses_nothing(tmp_path: Path) -> None:
     place, undisturbed = Place(tmp_path / "place", SLOW_GRID), Place(tmp_path / "undisturbed", SLOW_GRID)
     undisturbed.run()
     memory = Results(place.results)
-    place.pace(
-        1
-    )  # so slowly that no trial ends before its worker has noticed, however late MLflow shows the first commit
+    place.pace(1)  # so slowly that no trial ends before its worker has noticed, however late MLflow shows the commit
 
     def halfway() -> bool:
         commits = {run["hash"]: memory.trial(run["hash"]).commit() for run in runs_or_none(place.results)}
@@ -144,6 +142,7 @@ def test_a_killed_driver_loses_nothing(tmp_path: Path) -> None:
     unfinished = [hash for hash in before if memory.trial(hash).commit() and not memory.trial(hash).result()]
     assert unfinished
     assert len(before) < len(place.hashes)
+    place.nothing_runs()
     place.pace(0)
     place.run()
     place.as_undisturbed(undisturbed)
