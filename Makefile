@@ -40,7 +40,8 @@ chaos: install ## Faults for real: kills, hangs, memory, a tracking server that 
 	$(BIN)/python -m pytest -n 2 -m chaos
 
 clusters: install ## Of the slow ones, grids as they are run: several ranks and nodes, submit, Slurm
-	$(BIN)/python -m pytest -n 2 -m "slow and not chaos" tests/running tests/clusters
+	$(BIN)/python -m pytest -n 2 -m "slow and not chaos" tests/running/test_four_ways.py tests/running/test_ranks.py \
+		tests/running/test_packing.py tests/clusters
 
 papers: install ## Run what is not done of the ten papers' proxies, and write docs/papers.md and docs/papers/
 	@failed=""; for grid in grids/proxies/*.yaml; do $(BIN)/harness run $$grid || failed="$$failed $$grid"; done; \
