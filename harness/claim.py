@@ -80,3 +80,23 @@ class Claim:
         """How the sentence names the metric and the tasks."""
         tasks = "all tasks" if self.on == "*" else self.on
         return f"by {self.by or 'the test metric'} on {tasks}"
+
+
+@dataclass
+class OverCells(Claim):
+    """A statement about the cells of some methods taken together: one contrast for each task."""
+
+    of: str = "*"
+    """A glob over the methods."""
+
+    directed: ClassVar[bool] = False
+
+    def methods(self) -> dict[str, Sequence[str]]:
+        return {"of": [self.of]}
+
+    def contrasts(self, evidence: Evidence) -> list[Contrast]:
+        return [self.contrast(evidence, task) for task in evidence.tasks(self.on)]
+
+    def contrast(self, evidence: Evidence, task: str) -> Contrast:
+        """What must be above zero on one task."""
+        raise NotImplementedError

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from harness.claim import Claim, ClaimError
+from harness.claim import Claim, ClaimError, OverCells
 from harness.judging.kinds import different, union
 from harness.registry import register_claim
 
@@ -157,7 +157,7 @@ class Regret(Claim):
 
 
 @register_claim("correlated")
-class Correlated(Claim):
+class Correlated(OverCells):
     """Over the cells of a task, a metric goes with another by rank: each seed gives one correlation.
 
     `early: 0.1` takes the metric as it stood at a tenth of the training; the other one as it ended.
@@ -165,14 +165,12 @@ class Correlated(Claim):
 
     correlated: str = ""
     against: str = ""
-    of: str = "*"
     above: float = 0.0
     early: float = 1.0
     kind: Literal["spearman", "kendall"] = "spearman"
     inverse: bool = False
 
     needs = frozenset({"against"})
-    directed: ClassVar[bool] = False
 
     def check(self) -> None:
         if self.by:
@@ -181,13 +179,10 @@ class Correlated(Claim):
         if not -1 <= self.above < 1:
             raise ClaimError(f"above: found {self.above:g}, allowed: from -1 to below 1")
 
-    def methods(self) -> dict[str, Sequence[str]]:
-        return {"of": [self.of]}
-
-    def contrasts(self, evidence: Evidence) -> list[Contrast]:
+    def contrast(self, evidence: Evidence, task: str) -> Contrast:
         from harness.judging.screening import correlation_by_seed
 
-        return [correlation_by_seed(self, evidence, task) for task in evidence.tasks(self.on)]
+        return correlation_by_seed(self, evidence, task)
 
     def sentence(self) -> str:
         how = "falls" if self.inverse else "rises"

@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.claim import Claim, ClaimError
+from harness.claim import ClaimError, OverCells
 from harness.judging.measures import fraction
 from harness.judging.statistics import rank_correlation
 from harness.planning.claims import better_when
@@ -33,7 +33,7 @@ FACTOR = 5.0
 
 
 @register_claim("earlier")
-class Earlier(Claim):
+class Earlier(OverCells):
     r"""A signal ranks runs as they will end earlier than another signal does, on every task.
 
     The earliness of a signal X for the final metric Y over the cells of a task is, by seed, the least :math:`t / T` at which
@@ -43,22 +43,14 @@ class Earlier(Claim):
 
     earlier: str = ""
     than: str = ""
-    of: str = "*"
 
     needs = frozenset({"than"})
-    directed: ClassVar[bool] = False
 
     def check(self) -> None:
         if self.earlier == self.than:
             raise ClaimError(f"than: found {self.than!r} itself, allowed: another metric")
 
-    def methods(self) -> dict[str, Sequence[str]]:
-        return {"of": [self.of]}
-
-    def contrasts(self, evidence: Evidence) -> list[Contrast]:
-        return [self._contrast(evidence, task) for task in evidence.tasks(self.on)]
-
-    def _contrast(self, evidence: Evidence, task: str) -> Contrast:
+    def contrast(self, evidence: Evidence, task: str) -> Contrast:
         from harness.judging.evidence import Contrast
 
         cells = evidence.cells(task, self.of, self.where)
@@ -76,7 +68,7 @@ class Earlier(Claim):
 
 
 @register_claim("separates")
-class Separates(Claim):
+class Separates(OverCells):
     r"""Early in training a signal tells the regimes of an axis apart, on every task: its AUC is above a bound.
 
     With :math:`w^*` the value of the axis whose mean of the metric (`by`, or the task's own on validation) is best, a cell is
@@ -88,12 +80,9 @@ class Separates(Claim):
 
     separates: str = ""
     axis: str = "weight_decay"
-    of: str = "*"
     early: float = 0.1
     above: float | None = None
     than: str = ""
-
-    directed: ClassVar[bool] = False
 
     def check(self) -> None:
         fraction("early", self.early)
@@ -102,13 +91,7 @@ class Separates(Claim):
         if self.above is not None and not 0 <= self.above < 1:
             raise ClaimError(f"above: found {self.above:g}, allowed: from 0 to below 1")
 
-    def methods(self) -> dict[str, Sequence[str]]:
-        return {"of": [self.of]}
-
-    def contrasts(self, evidence: Evidence) -> list[Contrast]:
-        return [self._contrast(evidence, task) for task in evidence.tasks(self.on)]
-
-    def _contrast(self, evidence: Evidence, task: str) -> Contrast:
+    def contrast(self, evidence: Evidence, task: str) -> Contrast:
         from harness.judging.evidence import Contrast
 
         cells = evidence.cells(task, self.of, self.where)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.claim import Claim, ClaimError
+from harness.claim import ClaimError, OverCells
 from harness.registry import register_claim
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @register_claim("profile")
-class Profile(Claim):
+class Profile(OverCells):
     """The layers are in the same order in several cells, on every task: the mean rank correlation over all pairs of cells.
 
     A profile is all final metrics under a name: `probe/gate_hardness/lambda` has one value for each gate.
@@ -28,7 +28,6 @@ class Profile(Claim):
     above: float = 0.0
 
     needs = frozenset({"of"})
-    directed: ClassVar[bool] = False
 
     def check(self) -> None:
         if self.by:
@@ -36,13 +35,7 @@ class Profile(Claim):
         if not -1 <= self.above < 1:
             raise ClaimError(f"above: found {self.above:g}, allowed: from -1 to below 1")
 
-    def methods(self) -> dict[str, Sequence[str]]:
-        return {"of": [self.of]}
-
-    def contrasts(self, evidence: Evidence) -> list[Contrast]:
-        return [self._on(evidence, task) for task in evidence.tasks(self.on)]
-
-    def _on(self, evidence: Evidence, task: str) -> Contrast:
+    def contrast(self, evidence: Evidence, task: str) -> Contrast:
         from harness.judging.evidence import Contrast, Scores
 
         cells = evidence.cells(task, self.of, self.where)
