@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from papers_observables import told_by_seed
+
 from harness.judging.evidence import Evidence
 from harness.judging.observing import regimes_of
-from harness.judging.report_data import Findings, cell_trials, number
-from harness.judging.statistics import mean_interval
+from harness.judging.report_data import Findings, cell_trials
 from harness.planning.plan import PlannedTrial
 
 REGIMES = {"under": "under-regularised", "well": "well-regularised", "over": "over-regularised"}
@@ -71,5 +72,4 @@ def by_seed(evidence: Evidence, task: str, cells: list[str], read: Callable[[Pla
                 seeds.setdefault(trial.spec.seed_label, []).append(value)
     if not seeds:
         return "none"
-    mean, half = mean_interval([sum(values) / len(values) for values in seeds.values()])
-    return number(mean, 3) + (f" ± {number(half, 2)}" if half is not None else "")
+    return told_by_seed([sum(values) / len(values) for values in seeds.values()])
