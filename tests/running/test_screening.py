@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from machines import PATIENCE, token
 from support import harness, timeless, write_grid
 
 from harness.identity import Part, TrialSpec
@@ -363,37 +367,17 @@ def test_scheduler_errors() -> None:
         OUIScheduler([0.9, 0.1], 0.5, at=1)
 
 
+def experiment(name: str, folder: Path) -> dict[Any, int]:
+    """The step at which each trial of one of `experiments.py` ended, in a process of its own."""
+    command = [sys.executable, str(Path(__file__).with_name("experiments.py")), name, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=os.environ | token())
+    assert done.returncode == 0, done.stdout + done.stderr
+    return dict(json.loads((folder / "ended.json").read_text()))
+
+
 @pytest.mark.slow
 def test_anyones_tune_experiment(tmp_path: Path) -> None:
-    ray = pytest.importorskip("ray")
-    from ray import tune
-
-    def train(config: dict[str, Any]) -> None:
-        for step in range(1, 11):
-            tune.report({"step": step, "oui/critic": config["x"], "oui/actor": 0.9})
-
-    scheduler = ScreeningScheduler(
-        "oui",
-        {"critic": (0.3, 0.7), "actor": 0.5},
-        at=2,
-        time_attr="step",
-        metrics={"critic": "oui/critic", "actor": "oui/actor"},
-    )
-    ray.init("local", num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    try:
-        found = tune.Tuner(
-            train,
-            param_space={"x": tune.grid_search([0.1, 0.5, 0.9])},
-            tune_config=tune.TuneConfig(scheduler=scheduler),
-            run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0),
-        ).fit()
-    finally:
-        ray.shutdown()
-    assert {r.config["x"]: r.metrics["step"] for r in found if r.config and r.metrics} == {0.1: 2, 0.5: 10, 0.9: 2}
-
-
-REPORTS = 6
-"""Of each trial below; it decides at the fourth, and the experiment breaks after the second."""
+    assert experiment("anyones", tmp_path) == {0.1: 2, 0.5: 10, 0.9: 2}
 
 
 @pytest.mark.slow
@@ -402,47 +386,6 @@ def test_an_experiment_that_tune_restores_decides_as_one_in_one_go(tmp_path: Pat
 
     Mean divergences are .2 and .3, but .1 in both trials after the break: trial 1 would go on.
     """
-    ray = pytest.importorskip("ray")
-    from ray import tune
-
-    broken = tmp_path / "broken"
-
-    def train(config: dict[str, Any]) -> None:
-        checkpoint = tune.get_checkpoint()
-        done = int((Path(checkpoint.path) / "step").read_text()) if checkpoint else 0
-        for step in range(done + 1, REPORTS + 1):
-            if step == 3 and not (broken / str(config["x"])).exists():
-                (broken / str(config["x"])).mkdir(parents=True)
-                raise RuntimeError("the machine goes away")
-            folder = tmp_path / f"{config['x']}-{step}"
-            folder.mkdir(exist_ok=True)
-            (folder / "step").write_text(str(step))
-            kl = config["kl"][step - 1]
-            tune.report({"step": step, "approx_kl": kl}, checkpoint=tune.Checkpoint.from_directory(folder))
-
-    state = tmp_path / "state.json"
-    scheduler = ScreeningScheduler("kl", {"approx_kl": (None, 0.25)}, at=4, time_attr="step", state_file=state)
-    kls = [[0.5, 0.1, 0.1, 0.1, 9.0, 9.0], [0.5, 0.5, 0.1, 0.1, 0.0, 0.0]]
-    space = tune.grid_search([{"x": x, "kl": kl} for x, kl in enumerate(kls)])
-    ray.init("local", num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    try:
-        first = tune.Tuner(
-            lambda config: train(config["run"]),
-            param_space={"run": space},
-            tune_config=tune.TuneConfig(scheduler=scheduler),
-            run_config=tune.RunConfig(name="e", storage_path=str(tmp_path / "tune"), verbose=0),
-        ).fit()
-        assert first.num_errors == 2
-        restored = tune.Tuner.restore(
-            str(tmp_path / "tune" / "e"),
-            lambda config: train(config["run"]),
-            resume_errored=True,
-            param_space={"run": space},
-        )
-        found = restored.fit()
-    finally:
-        ray.shutdown()
-    ended = {r.config["run"]["x"]: r.metrics["step"] for r in found if r.config and r.metrics}
-    assert ended == {0: REPORTS, 1: 4}
-    reasons = json.loads(state.read_text())["reasons"]
+    assert experiment("restored", tmp_path) == {0: 6, 1: 4}
+    reasons = json.loads((tmp_path / "state.json").read_text())["reasons"]
     assert sorted(reasons.values()) == ["", "approx_kl 0.3, allowed: at most 0.25"]
