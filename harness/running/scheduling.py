@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import psutil
 
 from harness.resources import Resources
+from harness.running.stalling import Stall, alive, shortage
 from harness.running.units import Unit
 
 TUNER_UNITS = 2000
@@ -147,21 +148,10 @@ def check_feasible(requests: Sequence[Resources], nodes: Sequence[dict[str, Any]
     Raises:
         Infeasible: naming the request and the largest node.
     """
-    held = [node["Resources"] for node in nodes if node.get("Alive", True)]
+    held = alive(nodes)
     for resources in dict.fromkeys(requests):
-        needs = resources.bundle
-        for name, amount in needs.items():
-            largest = max((float(node.get(name, 0)) for node in held), default=0.0)
-            if amount > largest:
-                label = {"CPU": "cpus", "GPU": "gpus", "memory": "memory"}.get(name, f"custom.{name}")
-                raise Infeasible(
-                    f"resources.{label}: found {amount:g}, allowed: at most {largest:g}, the largest node's"
-                )
-        room = sum(min(node.get(name, 0) / amount for name, amount in needs.items()) // 1 for node in held)
-        if resources.ranks > room:
-            raise Infeasible(
-                f"resources.ranks: found {resources.ranks}, allowed: at most {room:g} of this size on these nodes"
-            )
+        if lack := shortage(resources, held):
+            raise Infeasible(lack)
 
 
 def this_machine(cpus: int | None) -> dict[str, Any]:
@@ -191,7 +181,8 @@ def run_units(units: Sequence[Unit], settings: dict[str, Any], listener: Listene
         scheduler: a Tune scheduler; first in, first out unless given.
 
     Raises:
-        Infrastructure: if the cluster is gone, or Tune ends again and again before a unit has a worker.
+        Infrastructure: if the cluster is gone, Tune ends again and again before a unit has a worker, or what is left fits on
+            no node and none has come.
     """
     outcome, suspects, tries = Outcome(), Counter[str](), Counter[str]()
     waiting = queue(units)
@@ -202,6 +193,8 @@ def run_units(units: Sequence[Unit], settings: dict[str, Any], listener: Listene
         attempt += 1
         watch = Watch(batch, listener, outcome)
         crashed = _fit(batch, settings, watch, attempt, scheduler)
+        if watch.stalled:
+            raise Infrastructure(f"{watch.stalled}; a rerun goes on once there is one")
         settled = watch.settled()
         idle = idle + 1 if crashed and watch.idle() else 0
         if crashed:
@@ -239,6 +232,18 @@ def _check_alive() -> None:
         raise Infrastructure("the cluster is gone; a rerun goes on")
 
 
+def _present() -> list[dict[str, Any]]:
+    """The resources of each node that is there.
+
+    Raises:
+        Infrastructure: if none answers.
+    """
+    import ray
+
+    _check_alive()
+    return alive(ray.nodes())
+
+
 class Watch:
     """Keeps book of one Tuner's units, from what its callback and its search hear."""
 
@@ -251,6 +256,9 @@ class Watch:
         self._begun: set[str] = set()
         self._given_up: set[str] = set()
         self._seconds: dict[str, list[float]] = {}
+        self._stall = Stall(self._waiting, _present)
+        self.stalled = ""
+        """Why what waits can never start."""
 
     def carry(self, name: str, names: list[str]) -> None:
         """The Tune trial `name` carries these units."""
@@ -284,6 +292,14 @@ class Watch:
             self._given_up.add(carried)
             self.outcome.lost.append(self.units[carried])
 
+    def look(self, running: Callable[[], bool]) -> None:
+        """Notices whether what waits can never start, while no Tune trial has a worker."""
+        self.stalled = self.stalled or self._stall.look(running)
+
+    def _waiting(self) -> dict[str, Resources]:
+        settled = self.settled()
+        return {unit.cell: unit.resources for name, unit in self.units.items() if name not in settled}
+
     def settled(self) -> set[str]:
         """Units of which nothing is left to do."""
         done = {name for name, unit in self.units.items() if all(self._over(trial.hash) for trial in unit.trials)}
@@ -310,7 +326,7 @@ def _fit(units: Sequence[Unit], settings: dict[str, Any], watch: Watch, attempt:
     from ray import tune
     from ray.tune.error import TuneError
 
-    from harness.running.search import Hear, ListSearch, StopIfUnwritable
+    from harness.running.search import Hear, ListSearch, StopInVain
     from harness.running.worker import Worker
 
     table = {unit.name: unit.to_json() for unit in units}
@@ -331,7 +347,7 @@ def _fit(units: Sequence[Unit], settings: dict[str, Any], watch: Watch, attempt:
                 storage_path=str(storage),
                 verbose=0,
                 callbacks=[Hear(watch)],
-                stop=StopIfUnwritable(watch),
+                stop=StopInVain(watch),
             ),
         ).fit()
     except (RuntimeError, TuneError) as error:

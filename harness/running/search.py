@@ -117,10 +117,11 @@ class Hear(Callback):
 
     def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
         self._watch.listener.tick()
+        self._watch.look(lambda: any(trial.status == Trial.RUNNING for trial in trials))
 
 
-class StopIfUnwritable(Stopper):
-    """Starts nothing more once a trial has told that the results folder can no longer be written."""
+class StopInVain(Stopper):
+    """Starts nothing more once the results folder can no longer be written, or what waits can never start."""
 
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
@@ -133,4 +134,4 @@ class StopIfUnwritable(Stopper):
         return False
 
     def stop_all(self) -> bool:
-        return self._watch.outcome.unwritable() is not None
+        return bool(self._watch.stalled or self._watch.outcome.unwritable())
