@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from machines import PATIENCE, until
 from support import TROUBLE, plugin, run, seeded, together, told
 
 from harness.conformance import short_spec
@@ -117,6 +118,47 @@ def test_killed_from_outside_is_lost(warm: WarmHandle, plugins: Registry, place:
     warm.start([unit_trial(plugins, spec)])
     child_of(warm).kill()
     assert wait_for(warm, "ended")["status"] == "lost"
+
+
+def test_a_process_that_wakes_up_after_another_has_taken_over(plugins: Registry, tmp_path: Path) -> None:
+    """A trial and its warm process stand still, and the file system forgets their lock, as when a node is cut off.
+
+    Another process takes the trial to its end. What then wakes up changes nothing of it.
+    """
+    spec = short_spec(plugins, "digits/mlp", [Part("slow"), Part("adamw")])
+    expected = told(tmp_path / "alone", run(plugins, spec, tmp_path / "alone", commit_every=0.2))
+    results, unit = tmp_path / "results", unit_trial(plugins, spec)
+    records = TrialRecords(results, spec.hash)
+    first, second = (WarmHandle(results, plugins.plugins, Resources(), commit_every=0.2) for _ in range(2))
+    try:
+        first.start([unit])
+        until(lambda: (commit := records.commit()) and commit.checkpoint, PATIENCE, "a commit")
+        asleep = [child_of(first), psutil.Process(first.pid)]
+        for process in asleep:
+            process.suspend()
+        assert records.result() is None, "in mid-trial"
+        (records.folder / "lock").unlink()
+        second.start([unit])
+        assert wait_for(second, "ended", PATIENCE)["status"] == "finished"
+        before = written(records.folder)
+        for process in reversed(asleep):
+            process.resume()
+        ended = wait_for(first, "ended", PATIENCE)
+        assert (ended["status"], ended["reason"]) == (None, "locked")
+    finally:
+        first.stop()
+        second.stop()
+    assert written(records.folder) == before
+    result = records.result()
+    assert result is not None
+    assert result.attempt == 2
+    assert told(results, result) == expected
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    """What a trial's folder holds, but for that of the first attempt, of which later ones read what they name themselves."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.parent != folder / "1")
+    return {str(path): path.read_bytes() for path in files}
 
 
 def test_what_another_grid_finishes_meanwhile_stays(warm: WarmHandle, plugins: Registry, place: Path) -> None:
