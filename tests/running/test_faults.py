@@ -3,12 +3,13 @@
 import json
 import os
 import secrets
+import shutil
 import sqlite3
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -225,16 +226,21 @@ def test_a_second_driver_is_refused(tmp_path: Path, undisturbed: Place) -> None:
 
 
 @contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A disk of its own, where this machine allows it."""
+def mounted(folder: Path, *what: str) -> Iterator[Path]:
+    """What is mounted for as long, where this machine allows it."""
     folder.mkdir(parents=True)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True)
-    if mounted.returncode != 0:
-        pytest.skip("small disks cannot be mounted here (needs root)")
+    done = subprocess.run(["mount", *what, str(folder)], capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"disks cannot be mounted here, which needs root ({done.stderr.strip()})")
     try:
         yield folder
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def small_disk(folder: Path, size: str) -> AbstractContextManager[Path]:
+    """A disk of its own."""
+    return mounted(folder, "-t", "tmpfs", "-o", f"size={size}", "tmpfs")
 
 
 def fill(file: Path, driver: "subprocess.Popen[str]") -> None:
@@ -287,6 +293,63 @@ def test_a_results_folder_that_becomes_full_in_mid_run(tmp_path: Path, undisturb
         place.run()
         harness("sync", "--results", place.results)
         place.as_undisturbed(undisturbed)
+
+
+READ_ONLY = {
+    "mount": (
+        "--bind {folder}",
+        ["mount --bind {folder} {folder}", "mount -o remount,bind,ro {folder}"],  # what is open can still be written
+        ["umount {folder}"],
+    ),
+    "disk": (
+        "-o loop,errors=remount-ro {image}",
+        ["mount -o remount,abort {folder}"],  # as after an error: what was not on the disk by then is lost
+        ["umount {folder}", "mount -o loop {image} {folder}"],
+    ),
+}
+"""What is mounted, how it becomes read-only, and how that is mended."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", READ_ONLY)
+def test_a_results_folder_that_becomes_read_only_in_mid_run(tmp_path: Path, undisturbed: Place, kind: str) -> None:
+    """Nothing new starts, exit status 3; once it can be written again, a rerun finishes."""
+    place, image = Place(tmp_path), tmp_path / "image"
+    what, breaks, mends = READ_ONLY[kind]
+    if kind == "disk":
+        make_disk(image)
+
+    def do(commands: list[str]) -> None:
+        for line in commands:
+            subprocess.run(line.format(folder=place.results, image=image).split(), check=True)
+
+    with mounted(place.results, *what.format(folder=place.results, image=image).split()):
+        place.pace(0.5)  # none ends by itself before
+        driver = place.start("--cpus", 1)
+        until(place.committed, PATIENCE, "a commit")
+        do(breaks)
+        shown = driver.communicate(timeout=PATIENCE)[0]
+        assert driver.returncode == 3, shown
+        assert "a rerun goes on once that is mended" in shown
+        begun = [hash for hash in place.hashes if Results(place.results).trial(hash).folder.exists()]
+        assert len(begun) == 1, "nothing new started"
+        place.nothing_runs()
+        do(mends)
+        place.pace(0)
+        place.run()
+        harness("sync", "--results", place.results)
+        place.as_undisturbed(undisturbed)
+        place.nothing_runs()
+
+
+def make_disk(image: Path) -> None:
+    """A file that can be mounted as a disk."""
+    program = shutil.which("mkfs.ext4")
+    if program is None:
+        pytest.skip("disks cannot be made here: there is no mkfs.ext4")
+    with image.open("wb") as file:
+        file.truncate(100 << 20)
+    subprocess.run([program, "-q", str(image)], check=True)
 
 
 @pytest.mark.slow
