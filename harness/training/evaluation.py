@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import resource
 import time
+from typing import Literal
 
 import torch
+from torch import nn
 
 from harness.activations import observe
 from harness.recording.records import WEIGHTS, finite
@@ -18,8 +20,7 @@ def evaluate(training: Training) -> dict[str, float]:
     """The validation metrics, and the model kept if it is the best that may be selected so far."""
     state, task = training.state, training.task
     training.method.before_evaluation(state)
-    with observe(state.model):
-        metrics = {f"val/{name}": value for name, value in training.workload.evaluate(state.model, "val").items()}
+    metrics = {f"val/{name}": value for name, value in _scores(training, state.model, "val").items()}
     training.method.after_evaluation(state, metrics)
     score = metrics.get(task.metric, math.nan)
     cost = score if task.direction == "min" else -score
@@ -33,6 +34,20 @@ def evaluate(training: Training) -> dict[str, float]:
     if task.select == "best" and training.method.selectable(state):
         _keep_best(training, score)
     return metrics
+
+
+def _scores(training: Training, model: nn.Module, split: Literal["val", "test"]) -> dict[str, float]:
+    """What a workload says of a model: the first rank asks it, for all of them see the same numbers so.
+
+    Ranks may differ in a model's buffers (BatchNorm's statistics are those of each rank's own part of a batch) and in the
+    last bits of a sum; what they select by its score, or do in `after_evaluation`, must not.
+    """
+    ranks, scores = training.state.ranks, {}
+    if ranks.index == 0:
+        with observe(model):
+            found = training.workload.evaluate(model, split)
+        scores = {name: float(value) for name, value in found.items()}
+    return ranks.share(0, scores)
 
 
 def _better(score: float, other: float, direction: str) -> bool:
@@ -63,8 +78,7 @@ def test(training: Training) -> dict[str, float]:
     models = {"": state.model, **{f"{name}/": model for name, model in variants.items()}}
     for prefix, model in models.items():
         for split in ("val", "test"):
-            with observe(model):
-                scores = workload.evaluate(model, split)
+            scores = _scores(training, model, split)
             metrics |= {f"{split}/{prefix}{name}": value for name, value in scores.items()}
             if prefix:
                 metrics |= {

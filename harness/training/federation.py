@@ -183,8 +183,9 @@ def _trained(training: Training, server: Server, client: Client, live: dict[str,
     samples, interval = 0, Interval()
     method.start_client(client, server)
     for _ in range(state.horizon):
-        samples += take_step(state, method)
-        interval.add(state.objectives, state.ranks)
+        seen, recorded = take_step(state, method)
+        samples += seen
+        interval.add(recorded)
     payload = method.finish_client(client)
     return {
         "delta": {name: live[name] - sent for name, sent in server.weights.items()},

@@ -27,8 +27,9 @@ def advance(training: Training) -> None:
     if state.step in state.recipe.switches:
         state.optimizer = build_optimizer(training.method, state)
     set_rate(state, state.recipe.rate_factor(state.step))
-    training.samples += take_step(state, training.method)
-    training.interval.add(state.objectives, state.ranks)
+    samples, recorded = take_step(state, training.method)
+    training.samples += samples
+    training.interval.add(recorded)
 
 
 def train(

@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from harness.composition import Composition
-from harness.method import Ranks, State
+from harness.method import State
 from harness.probe import Probe
 from harness.recording.records import Attempt
 from harness.screening import Screen
-from harness.task import Objective, Task, Workload
-from harness.training.stepping import build_optimizer
+from harness.task import Task, Workload
+from harness.training.stepping import Means, build_optimizer
 
 
 @dataclass
@@ -43,10 +43,10 @@ class Interval:
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
     count: int = 0
 
-    def add(self, objectives: list[Objective], ranks: Ranks) -> None:
-        for objective in objectives:
-            values = {"loss": objective.value, **(objective.metrics or {})}
-            self.merge({name: ranks.reduce(value.detach()) for name, value in values.items()}, 1)
+    def add(self, recorded: list[Means]) -> None:
+        """Adds what a step's micro-batches left."""
+        for means in recorded:
+            self.merge(means, 1)
 
     def merge(self, sums: dict[str, torch.Tensor], count: int) -> None:
         """Adds sums over so many further steps."""

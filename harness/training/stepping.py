@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from harness.composition import Composition
-from harness.method import Groups, State
+from harness.method import Groups, Ranks, State
+from harness.task import Objective
+
+Means = dict[str, Tensor]
+"""Loss and metrics of one micro-batch by name, averaged over the ranks: scalars on the model's device."""
 
 
 class Diverged(Exception):
@@ -45,8 +49,11 @@ def set_rate(state: State, factor: float) -> None:
         group["lr"] = base * group.get("lr_factor", 1.0) * factor
 
 
-def take_step(state: State, method: Composition) -> int:
-    """One optimizer step, the same in every family. Returns the number of samples that all ranks saw.
+def take_step(state: State, method: Composition) -> tuple[int, list[Means]]:
+    """One optimizer step, the same in every family.
+
+    Returns:
+        The number of samples that all ranks saw, and what is recorded of each micro-batch.
 
     Raises:
         Diverged: if an objective is not finite.
@@ -58,10 +65,12 @@ def take_step(state: State, method: Composition) -> int:
             parameter.grad = None  # `zero_grad` opens a profiler record: a fourteenth of a small step
     state.objectives.clear()
     state.batches = [ranks.shard(state.workload.next_batch()) for _ in range(recipe.accumulate)]
+    recorded = []
     for batch in state.batches:
         objective = state.workload.objective(state.model, batch)
         state.objectives.append(objective)
-        value = float(ranks.reduce(objective.value.detach()))
+        recorded.append(_means(objective, ranks))
+        value = float(recorded[-1]["loss"])
         if not math.isfinite(value):
             raise Diverged(f"the objective is {value} at step {state.step}")
         method.before_backward(state)
@@ -77,4 +86,9 @@ def take_step(state: State, method: Composition) -> int:
         state.optimizer.step()
     state.step += 1
     method.after_step(state)
-    return ranks.world * sum(objective.size for objective in state.objectives)
+    return ranks.world * sum(objective.size for objective in state.objectives), recorded
+
+
+def _means(objective: Objective, ranks: Ranks) -> Means:
+    values = {"loss": objective.value, **(objective.metrics or {})}
+    return {name: ranks.reduce(value.detach()) for name, value in values.items()}

@@ -1,5 +1,6 @@
 """Two gloo ranks run digits/mlp through the contract and stay together."""
 
+import json
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -25,6 +26,17 @@ from harness.training.loop import Interrupted
 from harness.training.ranks import DistributedRanks
 from harness.training.state import weights_digest
 from harness.training.trial import run_trial, set_up, settings
+
+
+class Counting(Ranks):
+    """One rank that counts what it would ask of others."""
+
+    def __init__(self) -> None:
+        self.reduced: list[torch.Tensor] = []
+
+    def reduce(self, value: torch.Tensor) -> torch.Tensor:
+        self.reduced.append(value)
+        return value
 
 
 def rank(index: int, world: int, folder: str, spec_json: str) -> None:
@@ -72,6 +84,42 @@ def test_what_a_rank_gives_arrives_as_it_was() -> None:
 
     expected = repr({name: (tensor.tolist(), tensor.dtype) for name, tensor in given["tensors"].items()})  # type: ignore[attr-defined]
     assert on_ranks(3, received) == [expected + repr(given["rest"])] * 3
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_step_averages_each_number_once(accumulate: int, registry: Registry, tmp_path: Path) -> None:
+    """A mean over ranks waits for the slowest one: the loss that is looked at is the loss that is recorded."""
+    spec = short_spec(registry, "digits/mlp", [Part("adamw")], steps=2, accumulate=accumulate)
+    ranks = Counting()
+    with settings(spec), Attempt(tmp_path, spec.hash, spec.to_json(), "test") as attempt:
+        training = set_up(spec, registry, attempt, ranks)
+        loop.advance(training)
+    assert len(ranks.reduced) == accumulate
+    mean = sum(value.item() for value in ranks.reduced) / accumulate
+    assert training.interval.take() == {"train/loss": pytest.approx(mean)}
+
+
+@pytest.mark.parametrize("task", ["digits/mlp", "digits/federated"])
+def test_one_rank_evaluates_for_all(task: str, registry: Registry, tmp_path: Path) -> None:
+    """Every evaluation is made once, and what is selected by it is the same on every rank."""
+    spec = short_spec(registry, task, [Part("adamw")])
+
+    def scored(ranks: Ranks) -> str:
+        with settings(spec), Attempt(tmp_path / f"{ranks.world}-{ranks.index}", spec.hash, "", "test") as attempt:
+            training = set_up(spec, registry, attempt, ranks)
+            calls = []
+            evaluate = training.workload.evaluate
+            training.workload.evaluate = lambda *given: calls.append(given[1]) or evaluate(*given)  # type: ignore[method-assign,func-returns-value]
+            train_through(training)
+        return json.dumps([calls, training.scores, training.trajectory])
+
+    (calls, *seen), *together = (json.loads(text) for text in (scored(Ranks()), *on_ranks(2, scored)))
+    assert calls[-3:] == ["val", "val", "test"]
+    assert [calls for calls, *_ in together] == [calls, []]
+    first, second = (seen for _, *seen in together)
+    assert first == second
+    if task == "digits/federated":
+        assert first == seen
 
 
 def attempted(world: int, registry: Registry, spec: TrialSpec, folder: Path, stop: int | None = None) -> None:
