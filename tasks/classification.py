@@ -14,6 +14,7 @@ from tasks import data, models
 from tasks.data import Selection
 from tasks.images import Classification, Inputs
 from tasks.models import AnyActivation, ImageModel, Init, Normalisation
+from tasks.options import positive
 from tasks.recipes import ImageRecipe
 
 Stem = Literal["native", "small"]
@@ -43,10 +44,7 @@ class ImageTask(Task):
     probe_samples: int = 256
 
     def __post_init__(self) -> None:
-        for name in ("train_size", "val_size", "test_size", "width", "depth", "resize", "probe_samples"):
-            value = getattr(self, name, None)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: found {value}, must be positive")
+        positive(self, "train_size", "val_size", "test_size", "width", "depth", "resize", "probe_samples")
 
     def recipe(self) -> ImageRecipe:
         samples = data.known(self.data_set).training_samples(self.selection)

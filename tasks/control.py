@@ -11,6 +11,7 @@ from harness import Recipe, Task, Workload, register_task
 from harness.streams import Streams
 from tasks.environments import check_environment
 from tasks.models import Activation
+from tasks.options import positive
 from tasks.ppo import PPORecipe
 from tasks.ppo_workload import PPO, Setting
 
@@ -31,10 +32,7 @@ class ControlTask(Task):
     time_limit: int | None = None
 
     def __post_init__(self) -> None:
-        if self.evaluation_episodes < 1:
-            raise ValueError(f"evaluation_episodes: found {self.evaluation_episodes}, must be positive")
-        if self.time_limit is not None and self.time_limit < 1:
-            raise ValueError(f"time_limit: found {self.time_limit}, must be positive")
+        positive(self, "hidden", "evaluation_episodes", "time_limit")
 
     def recipe(self) -> Recipe:
         return self.recipe_class()

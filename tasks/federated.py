@@ -19,6 +19,7 @@ from tasks import data, models, natural_clients, partitions
 from tasks.data.splits import Split, Splits
 from tasks.federation import Augment, FederatedClassification, FederatedRecipe
 from tasks.models import AnyActivation, ImageModel, Init
+from tasks.options import positive
 from tasks.partitions import Partition
 
 
@@ -42,9 +43,18 @@ class FederatedTask(Task):
     rare_size: int = 120
 
     def __post_init__(self) -> None:
-        for name in ("clients", "alpha", "min_size", "classes_per_client", "rare_size"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: found {getattr(self, name)}, must be positive")
+        positive(
+            self,
+            "clients",
+            "alpha",
+            "min_size",
+            "classes_per_client",
+            "rare_size",
+            "width",
+            "depth",
+            "heads",
+            "context",
+        )
         for name in ("noisy_clients", "label_noise", "rare_clients"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: found {getattr(self, name)}, must lie in [0, 1]")
@@ -130,9 +140,9 @@ class FederatedImages(FederatedTask):
             raise ValueError(
                 f"noisy_clients: found {self.noisy_clients} beside only_classes, allowed: 0; a wrong label is any other class"
             )
-        for name in ("train", "val", "test"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}: found {getattr(self, name)}, must be positive")
+        positive(self, "train", "val", "test", "resize")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: found {self.dropout}, must lie in [0, 1)")
         if unknown := set(self.only_classes) - set(range(self.class_count)):
             raise ValueError(f"only_classes: found {sorted(unknown)}, allowed: 0 to {self.class_count - 1}")
 
@@ -315,11 +325,6 @@ class FederatedFiles(FederatedColours):
     """Any image model on images in files spread over clients; `resize` is the size at which they are kept in memory."""
 
     resize: int = 64
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.resize < 1:
-            raise ValueError(f"resize: found {self.resize}, must be positive")
 
     def samples(self) -> data.DataSet:
         return data.in_memory(super().samples(), self.resize)

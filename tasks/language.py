@@ -16,6 +16,7 @@ from tasks.data import place, text
 from tasks.data.splits import Split, Splits, hold_out
 from tasks.data.text import Tokens
 from tasks.models import AnyActivation, GPTTiny, Init, SentenceTiny, library
+from tasks.options import positive
 from tasks.recipes import SupervisedRecipe
 from tasks.sequences import Answers, LanguageModel, SentenceClasses, SpanCorruption
 
@@ -39,10 +40,7 @@ class TextTask(Task):
     init: Init = "native"
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "heads", "context", "eval_tokens", "train_tokens"):
-            value = getattr(self, name, None)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: found {value}, must be positive")
+        positive(self, "width", "depth", "heads", "context", "eval_tokens", "train_tokens")
         if getattr(self, "width", 0) % getattr(self, "heads", 1):
             raise ValueError(f"heads: found {getattr(self, 'heads', 1)}, must divide width")
 

@@ -13,6 +13,7 @@ from harness import Batch, Objective, Recipe, Task, Workload, register_task
 from harness.streams import Streams
 from tasks import data, models
 from tasks.models import Activation
+from tasks.options import positive
 
 
 def classification_objective(model: nn.Module, batch: Batch) -> Objective:
@@ -65,6 +66,9 @@ class Digits(Task):
 
     offers = frozenset({"gates", "labels"})
     metric = "val/accuracy"
+
+    def __post_init__(self) -> None:
+        positive(self, "hidden", "width")
 
     def data_digest(self) -> str:
         return data.digest("digits")

@@ -364,6 +364,9 @@ def test_bad_recipes_say_what_is_allowed(recipe: dict[str, Any], message: str) -
     [
         ({"clients": 0}, "clients: found 0, must be positive"),
         ({"alpha": 0.0}, "alpha: found 0.0, must be positive"),
+        ({"width": 0}, "width: found 0, must be positive"),
+        ({"depth": 0}, "depth: found 0, must be positive"),
+        ({"dropout": 1.0}, "dropout: found 1.0, must lie in"),
         ({"min_size": 0}, "min_size: found 0, must be positive"),
     ],
 )
