@@ -46,6 +46,8 @@ def plan_trial(
             allowed = "task.OPTION, method.OPTION, method.MEMBER.OPTION, recipe.FIELD, resources.FIELD or stacked"
             raise GridError("--set", ".".join(keys), f"found {override!r}, allowed: {allowed}")
         section = sections[keys[0]] if len(keys) == 2 else sections["method"].setdefault(keys[1], {})
+        if not isinstance(section, dict):
+            raise GridError("--set", ".".join(keys), f"found {keys[1]}={section!r} beside it, allowed: one of the two")
         section[keys[-1]] = value
     content: dict[str, Any] = {
         "name": "trial",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -80,22 +81,28 @@ def check(value: Any, schema: Schema, name: str) -> Any:
         if isinstance(value, list | tuple):
             return [check(item, schema["items"], f"{name}[{index}]") for index, item in enumerate(value)]
     elif kind == "float":
-        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf"):
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
             return float(value)
     elif kind == "int":
-        if isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
             return int(value)
     elif (kind == "bool" and isinstance(value, bool)) or (kind == "str" and isinstance(value, str)):
         return value
     article = {
-        "int": "an integer",
+        "int": "an integer of 64 bits" if _beyond(value) else "an integer",
         "float": "a finite number",
         "str": "a text",
         "bool": "true or false",
         "list": "a list",
     }
     hint = "; an axis is written {each: [...]}" if isinstance(value, list) and kind != "list" else ""
-    raise OptionError(f"{name}: found {value!r}, allowed: {article[kind]}{hint}")
+    found = f"an integer of {value.bit_length()} bits" if _beyond(value) else repr(value)
+    raise OptionError(f"{name}: found {found}, allowed: {article[kind]}{hint}")
+
+
+def _beyond(value: Any) -> bool:
+    """Whether a value is an integer of more than 64 bits."""
+    return isinstance(value, int) and abs(value) >= 2**63
 
 
 def check_all(values: Mapping[str, Any], schemas: Mapping[str, Schema], owner: str) -> dict[str, Any]:

@@ -207,7 +207,7 @@ class Registry:
             items = cache.items(entry, self._modules)
         except Collision:
             raise
-        except Exception as error:  # a plugin may fail in any way: it is reported by name and the rest goes on
+        except (Exception, SystemExit) as error:  # a plugin may fail in any way: it is named, the rest goes on
             self.broken[entry.origin] = f"{type(error).__name__}: {error}"
             return
         for item in items:

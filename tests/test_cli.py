@@ -8,6 +8,14 @@ import pytest
 from planning.malformed import MALFORMED, Malformed
 from support import command, harness, plugin, write_grid
 
+from harness.foreground import plan_trial
+from harness.planning.errors import GridError
+from harness.planning.reading import read_name
+from harness.recording.grids import submissions
+from harness.recording.records import RecordsError, Results
+from harness.registry import Registry
+from harness.running.stopping import stop_local
+
 LIGHT = [case for case in MALFORMED if not case.heavy][::3]
 
 
@@ -135,3 +143,28 @@ def test_explain_says_where_values_come_from(tmp_path: Path) -> None:
     rows = {line.split()[0]: line.split() for line in shown.splitlines() if line.strip()}
     assert rows["recipe.lr"][1:] == ["0.01", "recipes[0].set.lr"]
     assert rows["recipe.steps"][1:] == ["7", "--set"]
+
+
+@pytest.mark.parametrize("place", ["a-file", "a-file/below", "a" * 300])
+def test_results_that_cannot_be_a_folder(place: str, tmp_path: Path) -> None:
+    (tmp_path / "a-file").write_text("")
+    with pytest.raises(RecordsError, match=r"--results: found .*, allowed: a folder"):
+        Results(tmp_path / place)
+
+
+def test_a_grid_that_is_stopped_has_a_name(tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text("tasks: [digits/mlp]\n")
+    with pytest.raises(GridError, match=r"name: found nothing, allowed: a text"):
+        read_name(tmp_path / "grid.yaml")
+    assert not stop_local(Results(tmp_path), "a" * 300)
+    assert not submissions(Results(tmp_path), "a" * 300)
+
+
+def test_an_option_beside_the_value_of_its_method(registry: Registry) -> None:
+    with pytest.raises(GridError, match=r"method.adamw.beta1: found adamw=1 beside it, allowed: one of the two"):
+        plan_trial("digits/mlp", "adamw", 0, [], ["method.adamw=1", "method.adamw.beta1=0.5"], registry)
+
+
+def test_a_plugin_that_exits_is_left_out(tmp_path: Path) -> None:
+    file = plugin(tmp_path, "raise SystemExit(3)")
+    assert list(Registry([file]).broken.values()) == ["SystemExit: 3"]

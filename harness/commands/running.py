@@ -180,12 +180,12 @@ def stop(
 ) -> None:
     """Ends a running grid cleanly: its trials commit, and the next run goes on from there."""
     from harness.planning.errors import GridError
-    from harness.planning.reading import read_draft
+    from harness.planning.reading import is_file, read_name
     from harness.running import stopping, submission
     from harness.running.scheduling import Infrastructure
 
     try:
-        name = str(read_draft(Path(grid)).content.get("name")) if Path(grid).is_file() else grid
+        name = read_name(Path(grid)) if is_file(Path(grid)) else grid
         if address is not None:
             stopped = stopping.stop_submitted(submission.connect(address), name)
         else:

@@ -39,8 +39,7 @@ def sync(
     from harness.recording.tracking import sync as project
 
     memory = open_results(results)
-    folder = memory.folder / "grids"
-    known = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    known = memory.grids()
     if grid is not None and grid not in known:
         raise fail(f"GRID: found {grid!r}, allowed: {', '.join(known) or 'none yet'}{nearest(grid, known)}", 2)
     if not known:
@@ -147,9 +146,10 @@ def report(
 
 def _grid_file(grid: str, memory: Results) -> Path:
     """The file of a grid: itself, or as it was last submitted."""
+    from harness.planning.reading import is_file
     from harness.recording.grids import submissions
 
-    if Path(grid).is_file() or not (past := submissions(memory, grid)):
+    if is_file(Path(grid)) or not (past := submissions(memory, grid)):
         return Path(grid)
     return past[-1].folder / "grid.yaml"
 

@@ -87,7 +87,8 @@ def parse_terms(content: Any, schemas: Mapping[str, Schema], owner: str, where: 
             terms[name] = Term(
                 _parse(value, schemas, _schema(name, schemas, owner, where), where.at(name)), where.at(name)
             )
-    for field, term in _parse_zip(content.get("zip"), schemas, owner, where.at("zip")).items():
+    zipped = _parse_zip(content["zip"], schemas, owner, where.at("zip")) if "zip" in content else {}
+    for field, term in zipped.items():
         if field in terms:
             raise term.where.error(f"found {field} beside the zip too, allowed: once")
         terms[field] = term
@@ -136,8 +137,6 @@ def _refuse_repeats(values: Iterable[Any], where: Where) -> None:
 
 
 def _parse_zip(content: Any, schemas: Mapping[str, Schema], owner: str, where: Where) -> Terms:
-    if content is None:
-        return {}
     if not isinstance(content, dict) or len(content) < 2:
         raise where.found(content, "a mapping of at least two fields to lists of one length")
     terms = {}

@@ -248,7 +248,7 @@ def _applicable(content: dict[str, Any], schema: dict[str, Schema]) -> dict[str,
     """The part of a rule that a task's recipe has fields for: a zip applies if one of its fields does."""
     zipped = content.get("zip")
     own = {name: value for name, value in content.items() if name in schema}
-    if zipped is not None and (not isinstance(zipped, dict) or any(name in schema for name in zipped)):
+    if "zip" in content and (not isinstance(zipped, dict) or not zipped or any(name in schema for name in zipped)):
         own["zip"] = zipped
     return own
 

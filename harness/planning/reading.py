@@ -70,6 +70,18 @@ def read_draft(file: Path, overrides: Sequence[str] = ()) -> Draft:
     return draft
 
 
+def read_name(file: Path) -> str:
+    """The name of the grid in a file, whatever else is in it.
+
+    Raises:
+        GridError: if the file cannot be read, or has no name.
+    """
+    name = read_draft(file).content.get("name")
+    if not isinstance(name, str):
+        raise Where(str(file), "name").found(name, "a text")
+    return name
+
+
 def _read_extending(file: Path, before: tuple[Path, ...]) -> Draft:
     content = parse(_text(file), Where(str(file)))
     if not isinstance(content, dict):
@@ -80,7 +92,7 @@ def _read_extending(file: Path, before: tuple[Path, ...]) -> Draft:
         where = Where(str(file), "extends")
         if not isinstance(base, str) or not base:
             raise where.found(base, "the path of a grid, relative to this one")
-        if not (file.parent / base).is_file():
+        if not is_file(file.parent / base):
             raise where.error(f"found {base!r}, which is no file{_similar(file.parent / base)}")
         chain = (*before, file.resolve())
         if (file.parent / base).resolve() in chain:
@@ -102,7 +114,7 @@ def _read_extending(file: Path, before: tuple[Path, ...]) -> Draft:
 
 def _text(file: Path) -> str:
     where = Where(str(file))
-    if not file.is_file():
+    if not is_file(file):
         raise where.error(f"found no file of this name, allowed: a YAML file{_similar(file)}")
     try:
         with file.open("rb") as stream:
@@ -115,6 +127,18 @@ def _text(file: Path) -> str:
         return content.decode()
     except UnicodeDecodeError as error:
         raise where.error(f"found bytes that are not UTF-8 at {error.start}, allowed: UTF-8 text") from None
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file. A path that the system refuses, such as one that is too long, names none.
+
+    >>> is_file(Path("a" * 300))
+    False
+    """
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _similar(file: Path) -> str:
@@ -219,10 +243,10 @@ def _override(draft: Draft, text: str) -> None:
     node: Any = draft.content
     for key in keys[:-1]:
         place = _place(node, key, text)
-        node = node.setdefault(place, {}) if isinstance(node, dict) else node[place]
+        node = node.setdefault(place, _missing(place)) if isinstance(node, dict) else node[place]
     node[_place(node, keys[-1], text)] = value
     draft.files[keys[0]] = f"{draft.files.get(keys[0], draft.file)} with --set {text}"
-    if keys[0] == "recipes" and len(keys) > 1:
+    if keys[0] == "recipes" and len(keys) > 1 and isinstance(draft.content["recipes"], list):
         draft.recipes[int(keys[1])] = Where(f"--set {text}").at("recipes", int(keys[1]))
     if keys == ["recipes"]:
         draft.recipes = [Where("--set").at("recipes", i) for i in range(len(value) if isinstance(value, list) else 0)]
@@ -236,5 +260,11 @@ def _place(node: Any, key: str, text: str) -> Any:
     if not isinstance(node, list):
         raise GridError("--set", path, f"found {node!r} above {key!r}, allowed: a mapping or a list")
     if not key.isdigit() or int(key) >= len(node):
-        raise GridError("--set", path, f"found no entry {key!r}, allowed: 0 to {len(node) - 1}")
+        allowed = f"0 to {len(node) - 1}" if node else "none, for the list is empty"
+        raise GridError("--set", path, f"found no entry {key!r}, allowed: {allowed}")
     return int(key)
+
+
+def _missing(field: str) -> dict[str, Any] | list[Any]:
+    """What a field that an override goes into is where the grid has none of this name."""
+    return [] if field == "recipes" else {}

@@ -62,6 +62,13 @@ def _whole_gpus(value: float) -> float:
     return value
 
 
+def _custom(amounts: dict[str, float]) -> dict[str, float]:
+    for name in amounts:
+        if not name or name in ("CPU", "GPU", "memory"):
+            raise ValueError(f"found {name!r}, allowed: a name that nodes were given; cpus, gpus and memory are fields")
+    return amounts
+
+
 def _rising(looks: list[int]) -> list[int]:
     if looks != sorted(set(looks)):
         raise ValueError(f"found {short(looks)}, allowed: rising numbers of seeds")
@@ -113,7 +120,7 @@ class ResourceRule(Model):
     memory: Annotated[int, Field(ge=2**20, lt=2**63), BeforeValidator(_bytes)] | None = None
     time: Annotated[float, Field(gt=0, le=10**9), BeforeValidator(_seconds)] | None = None
     ranks: Annotated[int, Field(ge=1, le=4096)] | None = None
-    custom: dict[str, Annotated[float, Field(gt=0, le=10**6)]] | None = None
+    custom: Annotated[dict[str, Annotated[float, Field(gt=0, le=10**6)]], AfterValidator(_custom)] | None = None
 
 
 ResourceRules = Annotated[

@@ -38,8 +38,7 @@ def garbage(results: Results, everything: bool = False) -> list[Garbage]:
     Raises:
         RecordsError: if a submission cannot be read.
     """
-    grids = results.folder / "grids"
-    names = sorted(path.name for path in grids.iterdir() if path.is_dir()) if grids.is_dir() else []
+    names = results.grids()
     named, started_from = _named(results, names)
     running = any(held(results.grid(name)) for name in names)
     found = [] if running else list(_left_by_tune(results))

@@ -146,7 +146,7 @@ def _user() -> str:
 def submissions(results: Results, name: str) -> list[Submission]:
     """The submissions of a grid, in order: those whose folder is complete."""
     folder = results.grid(name) / "submissions"
-    if not folder.is_dir():
+    if name not in results.grids() or not folder.is_dir():
         return []
     numbered = sorted((child for child in folder.iterdir() if child.name.isdigit()), key=lambda child: int(child.name))
     return [Submission(child) for child in numbered if (child / "submission.json").exists()]

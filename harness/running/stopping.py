@@ -43,7 +43,7 @@ def stop_local(results: Results, grid: str) -> bool:
         Infrastructure: if it runs on another machine, or does not end.
     """
     folder = results.grid(grid)
-    if folder.parent != results.folder / "grids" or not folder.is_dir():
+    if grid not in results.grids():
         return False
     deadline = time.monotonic() + STARTING
     while held(folder):
