@@ -42,7 +42,8 @@ def _scores(training: Training, model: nn.Module, split: Literal["val", "test"])
     Ranks may differ in a model's buffers (BatchNorm's statistics are those of each rank's own part of a batch) and in the
     last bits of a sum; what they select by its score, or do in `after_evaluation`, must not.
     """
-    ranks, scores = training.state.ranks, {}
+    ranks = training.state.ranks
+    scores: dict[str, float] = {}
     if ranks.index == 0:
         with observe(model):
             found = training.workload.evaluate(model, split)
