@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from harness.method import OWNABLE, Client, Groups, Method, Server, State, Update
 from harness.recipe import Recipe
 from harness.task import Task, Workload
+
+T = TypeVar("T")
 
 
 def objection(task: Task, methods: Sequence[Method]) -> str | None:
@@ -39,6 +41,18 @@ def unstackable(methods: Sequence[Method]) -> str:
     return ""
 
 
+def given_back(method: Method, hook: str, value: T | None) -> T:
+    """What a hook returned.
+
+    Raises:
+        TypeError: if that is nothing: its author forgot the `return`.
+    """
+    if value is None:
+        name = getattr(method, "name", type(method).__name__)
+        raise TypeError(f"{name}.{hook} returned nothing, allowed: what it was given, changed or not")
+    return value
+
+
 class Composition(Method):
     """Several methods as one: every hook runs in the order in which the methods are named."""
 
@@ -47,12 +61,12 @@ class Composition(Method):
 
     def adapt(self, model: nn.Module, workload: Workload) -> nn.Module:
         for method in self.methods:
-            model = method.adapt(model, workload)
+            model = given_back(method, "adapt", method.adapt(model, workload))
         return model
 
     def parameter_groups(self, groups: Groups, recipe: Recipe) -> Groups:
         for method in self.methods:
-            groups = method.parameter_groups(groups, recipe)
+            groups = given_back(method, "parameter_groups", method.parameter_groups(groups, recipe))
         return groups
 
     def optimizer(self, groups: Groups, recipe: Recipe, horizon: int) -> torch.optim.Optimizer | None:

@@ -336,6 +336,8 @@ def _describe(kind: Kind, name: str, cls: Any, entry: Entry) -> Item:
     missing = [option for option, schema in options.items() if "default" not in schema]
     if missing:
         raise RegistryError(f"{kind} {name!r}: option {missing[0]!r} has no default")
+    if kind == "method":
+        _refuse_silent_hooks(name, cls)
     example = cls()
     return Item(
         kind=kind,
@@ -352,3 +354,14 @@ def _describe(kind: Kind, name: str, cls: Any, entry: Entry) -> Item:
         metric=getattr(cls, "metric", ""),
         direction=getattr(cls, "direction", ""),
     )
+
+
+def _refuse_silent_hooks(name: str, cls: Any) -> None:
+    """Some hooks are called on their owner alone: without the word they would never run, and nothing would tell."""
+    from harness.method import Method
+
+    for hook, owned in {"optimizer": "optimizer", "aggregate": "aggregation"}.items():
+        if getattr(cls, hook, None) is not getattr(Method, hook) and owned not in cls.owns:
+            raise RegistryError(
+                f"method {name!r}: {hook} is called on its owner alone; write owns = frozenset({{{owned!r}}})"
+            )

@@ -129,8 +129,16 @@ def rubbish(found: Sequence[Garbage], folder: Path) -> Iterator[RenderableType]:
     yield table if found else f"{folder}: everything there is needed."
 
 
-def conclusion(out: Console, plan: Plan, results: Results, grid: Path, folder: Path) -> int:
-    """The leaderboard, what went wrong, and where to look next; returns the exit status."""
+def conclusion(out: Console, plan: Plan, results: Results, line: str, folder: Path) -> int:
+    """The leaderboard, what went wrong, and where to look next; returns the exit status.
+
+    Args:
+        out: where to.
+        plan: the grid that has ended.
+        results: what it has left.
+        line: the grid as the next command names it, with its options.
+        folder: that of the results.
+    """
     from harness.judging import leaderboard  # it imports scipy, which the other commands do without
 
     found = results.results(trial.hash for trial in plan.trials)
@@ -147,9 +155,9 @@ def conclusion(out: Console, plan: Plan, results: Results, grid: Path, folder: P
         ended = f"{result.status}: {result.reason}" if result else "has no result"
         out.print(f"{trial.cell}, seed {trial.spec.seed_label} ({trial.hash}) {ended}")
     if len(trouble) > 10:
-        out.print(f"… and {len(trouble) - 10} more: harness plan {grid}")
+        out.print(f"… and {len(trouble) - 10} more: harness plan {line}", soft_wrap=True)
     option = "" if folder == Path("results") else f" --results {folder}"
-    out.print(f"Read the report:   harness report {grid}{option}")
+    out.print(f"Read the report:   harness report {line}", soft_wrap=True)
     out.print(f"Browse every run:  harness ui{option}")
-    out.print(f"See the plan:      harness plan {grid}{option}")
+    out.print(f"See the plan:      harness plan {line}", soft_wrap=True)
     return 1 if trouble else 0

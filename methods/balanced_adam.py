@@ -71,7 +71,7 @@ def cvar(values: list[float]) -> float:
 
 @register_method("balanced_adam")
 class BalancedAdam(Method):
-    r"""Adam with one memory for both moments, :math:`\beta_1 = \beta_2 = \beta`.
+    r"""Adam with one memory for both moments: β₁ = β₂ = β.
 
     The normalised update :math:`R_k = \hat m_k / \sqrt{\hat v_k}` is then invariant, to first order, to a change of the
     gradient's scale, and :math:`|R_k| \le 1` in every coordinate.

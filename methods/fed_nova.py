@@ -24,7 +24,9 @@ def local_work(steps: int, momentum: float) -> float:
 
 @register_method("fed_nova")
 class FedNova(Method):
-    r"""Averages the clients' updates per unit of local work: :math:`\tau_\mathrm{eff} \sum_k w_k \Delta_k / \lVert a_k\rVert_1`
+    r"""Averages the clients' updates per unit of local work.
+
+    The server's change is :math:`\tau_\mathrm{eff} \sum_k w_k \Delta_k / \lVert a_k\rVert_1`
     with :math:`\tau_\mathrm{eff} = \sum_k w_k \lVert a_k\rVert_1`.
 
     Clients that take more steps then do not pull the server towards their own optimum. With equal work it is federated

@@ -10,8 +10,9 @@ from harness import Client, Method, Server, State, register_method
 
 @register_method("fed_prox")
 class FedProx(Method):
-    r"""Adds :math:`\frac{\mu}{2} \lVert\theta - \theta_\mathrm{server}\rVert^2` to each client's objective.
+    r"""Adds to each client's objective the squared distance from the server's weights, times μ/2.
 
+    That is :math:`\frac{\mu}{2} \lVert\theta - \theta_\mathrm{server}\rVert^2`.
     Its gradient :math:`\mu (\theta - \theta_\mathrm{server})` joins the batch's before clipping; the recorded loss is the
     batch's alone. `mu: 0` is federated averaging to the bit.
     """

@@ -23,8 +23,9 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 @register_method("block_normalised")
 class BlockNormalised(Method):
-    r"""Divides each layer's gradient by its norm, :math:`g_l / \lVert g_l \rVert_2`, bias and weight as one block.
+    r"""Divides each layer's gradient by its norm, bias and weight as one block.
 
+    That is :math:`g_l / \lVert g_l \rVert_2`.
     `scale: sqrt_size` multiplies it by the square root of the block's size, so that its entries have a root mean square of 1:
     that is `stable_grad` with the reference `one`, but for the mean.
     """
@@ -51,7 +52,9 @@ def unit_norms(tensor: Tensor) -> Tensor:
 
 @register_method("adaptive_clip")
 class AdaptiveClip(Method):
-    r"""Adaptive gradient clipping: where :math:`\lVert G_i \rVert > \lambda \max(\lVert W_i \rVert, \epsilon)` for an output
+    r"""Adaptive gradient clipping: a unit's gradient is kept within a share of its weights' norm.
+
+    Where :math:`\lVert G_i \rVert > \lambda \max(\lVert W_i \rVert, \epsilon)` for an output
     unit i, its gradient is shortened to that length. The last layer is left out, as in the paper.
     """
 

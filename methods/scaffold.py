@@ -15,8 +15,9 @@ Tensors = dict[str, Tensor]
 
 @register_method("scaffold")
 class Scaffold(Method):
-    r"""Each client steps along :math:`g - c_k + c`: its gradient, corrected by its own and the server's control variate.
+    r"""Each client's gradient is corrected by its own and the server's control variate.
 
+    It steps along :math:`g - c_k + c`.
     After the visit :math:`c_k^+` is the mean of the gradients that it saw. With plain SGD of a constant rate that is the
     paper's option II, :math:`c_k - c + (\theta_\mathrm{server} - \theta_k) / (\tau\eta)`; taken from the gradients it holds
     for every optimizer. The server's is :math:`c \leftarrow c + \sum_{k \in S} \frac{n_k}{n} (c_k^+ - c_k)`, with n the samples of

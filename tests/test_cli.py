@@ -1,5 +1,6 @@
 """The command line: what it answers to bad input, and what it prints."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,19 @@ def test_help_needs_nothing_heavy() -> None:
     assert "Runs what is not done of a grid" in done.stdout
 
 
+def test_no_line_of_the_help_is_cut() -> None:
+    assert "..." not in harness("--help").replace("COMMAND [ARGS]...", "")
+
+
+def test_the_next_command_has_the_options_of_this_one(tmp_path: Path) -> None:
+    mine = plugin(tmp_path, '@register_method("mine")\nclass Mine(Method):\n    """Mine."""\n')
+    grid = tmp_path / "grid.yaml"
+    grid.write_text("name: mine\ntasks: [digits/mlp]\nmethods: [mine]\nseeds: 1\n")
+    given = [str(grid), "--plugin", str(mine), "--set", "seeds=[3, 4]", "--results", str(tmp_path / "r")]
+    (line,) = [line for line in harness("plan", *given).splitlines() if line.startswith("Next: ")]
+    assert shlex.split(line.removeprefix("Next: ")) == ["harness", "run", *given]
+
+
 def test_list_and_describe() -> None:
     listed = harness("list")
     for name in ("digits/mlp", "cartpole/ppo", "poisson/pinn", "digits/federated", "balanced_adam", "oui"):
@@ -72,8 +86,29 @@ def test_a_plugin_is_checked(tmp_path: Path) -> None:
         ''',
     )
     shown = harness("describe", "halves", "--check", "--plugin", good)
+    assert "checks passed" in shown
     assert "FAIL" not in shown
     assert "resume is exact" in shown
+
+
+def test_a_hook_without_its_return_is_told_once(tmp_path: Path) -> None:
+    forgotten = plugin(
+        tmp_path,
+        '''
+        @register_method("forgotten")
+        class Forgotten(Method):
+            """Adapts nothing."""
+
+            needs = frozenset({"clients"})
+
+            def adapt(self, model, workload):
+                model.eval()
+        ''',
+    )
+    shown = harness("describe", "forgotten", "--check", "--plugin", forgotten, status=1)
+    assert "forgotten.adapt returned nothing" in " ".join(shown.split())
+    assert "digits/federated: resume is exact (as above)" in shown
+    assert "checks failed; what each compares: docs/add-a-method.md" in shown
 
 
 def test_a_plugin_that_forgets_its_state_is_found_out(tmp_path: Path) -> None:

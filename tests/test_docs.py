@@ -150,6 +150,8 @@ def test_every_grid_that_a_page_runs_is_there(page: str, given: str) -> None:
     ("page", "asked"),
     [
         ("add-a-method.md", ["digits/mlp", "sign_gradient + sgd"]),
+        ("add-a-method.md", ["digits/mlp", "snake + triangle + adamw"]),
+        ("add-a-method.md", ["digits/federated", "fed_sign", "--set", "recipe.rounds=3"]),
         pytest.param("add-a-method.md", ["poisson/pinn", "norm_decay + adamw"], marks=pytest.mark.slow),
         ("add-a-task.md", ["moons/mlp", "adamw"]),
         ("add-a-probe.md", ["digits/mlp", "adamw", "--probe", "dead_units"]),

@@ -9,7 +9,7 @@ from support import plugin
 
 from harness import sources
 from harness.options import OptionError, check, check_all, schema_of
-from harness.registry import Collision, Registry, RegistryError
+from harness.registry import KINDS, Collision, Registry, RegistryError
 
 
 def test_options_are_dataclass_fields(tmp_path: Path) -> None:
@@ -132,3 +132,19 @@ def test_the_closure_follows_first_party_imports(tmp_path: Path) -> None:
     supervised = {path.name for path in sources.closure(sources.PROJECT / "tasks" / "supervised.py")}
     assert {"supervised.py", "small.py", "splits.py"} <= supervised
     assert "loop.py" not in supervised
+
+
+@pytest.mark.parametrize(("hook", "owned"), [("optimizer", "optimizer"), ("aggregate", "aggregation")])
+def test_a_hook_that_would_never_be_called_is_refused(hook: str, owned: str, tmp_path: Path) -> None:
+    code = f"@register_method('mine')\nclass Mine(Method):\n    {{}}def {hook}(self, *given):\n        return None\n"
+    silent = plugin(tmp_path, code.format(""))
+    (trouble,) = Registry([silent]).broken.values()
+    assert f"{hook} is called on its owner alone; write owns = frozenset({{'{owned}'}})" in trouble
+    (tmp_path / "owner").mkdir()
+    owner = plugin(tmp_path / "owner", code.format(f"owns = frozenset({{{owned!r}}})\n    "))
+    assert not Registry([owner]).broken
+
+
+def test_what_a_list_shows_is_a_plain_sentence(registry: Registry) -> None:
+    shown = [item.summary for kind in (*KINDS, "claim") for item in registry.items(kind)]
+    assert not [text for text in shown if "\\" in text or ":math:" in text]

@@ -14,6 +14,7 @@ from harness.commands.shared import (
     ResultsOption,
     SetOption,
     TrackingOption,
+    again,
     app,
     console,
     fail,
@@ -43,7 +44,7 @@ def describe(
     plugin: PluginOption = None,
     check: Annotated[bool, typer.Option("--check", help="Runs the conformance suite on it.")] = False,
 ) -> None:
-    """Describes a task, method, probe or kind of claim: options, offers, needs, owns, source."""
+    """Describes a task, method, probe or kind of claim. Options, offers, needs, owns, source."""
     from harness.registry import KINDS
     from harness.showing import card
 
@@ -63,12 +64,16 @@ def describe(
         if check:
             from harness.conformance import check_item
 
-            failures = 0
+            told: set[str] = set()
+            done = failures = 0
             for verdict in check_item(item, registry):
-                out.print(f"  {'ok  ' if verdict.ok else 'FAIL'}  {verdict.name}{verdict.detail}")
-                failures += not verdict.ok
+                detail = " (as above)" if verdict.detail in told else verdict.detail
+                out.print(f"  {'ok  ' if verdict.ok else 'FAIL'}  {verdict.name}{detail}")
+                told |= {verdict.detail} - {""}
+                done, failures = done + 1, failures + (not verdict.ok)
             if failures:
-                raise fail(f"{name}: {failures} checks failed", 1)
+                raise fail(f"{name}: {failures} of {done} checks failed; what each compares: docs/add-a-method.md", 1)
+            out.print(f"{name}: all {done} checks passed")
 
 
 @app.command()
@@ -100,7 +105,7 @@ def plan(
     plugin: PluginOption = None,
     results: ResultsOption = RESULTS,
 ) -> None:
-    """Shows what a grid holds and what of it is done: cells, reasons, statuses, an estimate of the time."""
+    """Shows what a grid holds and what of it is done. Cells, reasons, statuses, an estimate of the time."""
     from harness.planning.errors import GridError
     from harness.showing import explanation, overview
 
@@ -121,7 +126,7 @@ def plan(
 
         for line in doubts(planned, registry, history(memory, planned.name)):
             out.print(line)
-    out.print(f"Next: harness run {grid}")
+    out.print(f"Next: harness run {again(grid, set_, plugin, results)}", soft_wrap=True)
 
 
 @app.command()
@@ -133,7 +138,7 @@ def doctor(
         str | None, typer.Option("--address", help="A Ray cluster; one is started here unless given.")
     ] = None,
 ) -> None:
-    """Tries everything that a grid will need, and says what to do about what is wrong."""
+    """Tries everything that a grid will need. Says what to do about what is wrong."""
     from harness.running.doctor import examine
 
     states = set()

@@ -14,6 +14,7 @@ from harness.commands.shared import (
     ResultsOption,
     SetOption,
     TrackingOption,
+    again,
     app,
     console,
     fail,
@@ -61,6 +62,7 @@ def run(
     if address is not None and "://" in address:
         raise fail(f"--address: from elsewhere it is: harness submit {grid} --address {address} --results FOLDER", 2)
     limit = _budget(budget, until_decided)
+    line = again(grid, set_, plugin, results)
     registry = open_registry(plugin)
     planned, memory = open_plan(grid, set_, registry, results)
     options = Options(registry.plugins, tracking, address, cpus, keep_stale, commit_every)
@@ -79,7 +81,7 @@ def run(
     except KeyboardInterrupt:
         outcome = None
     if outcome is None or outcome.interrupted:
-        raise fail(f"Interrupted; nothing is lost. Next: harness run {grid}", 130)
+        raise fail(f"Interrupted; nothing is lost. Next: harness run {line}", 130)
     from harness.showing import conclusion
 
     if planned.claims.listed:
@@ -90,7 +92,7 @@ def run(
             out.print(part)
         out.print()
     shown = _with_results(planned, memory) if until_decided else planned
-    status = conclusion(out, shown, memory, grid, results)
+    status = conclusion(out, shown, memory, line, results)
     raise typer.Exit(status)
 
 
@@ -144,7 +146,7 @@ def submit(
     keep_stale: Annotated[bool, typer.Option("--keep-stale", help="Keeps results of older code, with a mark.")] = False,
     commit_every: Annotated[float, typer.Option("--commit-every", min=0.1, metavar="SECONDS")] = 15.0,
 ) -> None:
-    """Runs a grid on a cluster from elsewhere, and shows its output; Ctrl-C leaves it running."""
+    """Runs a grid on a cluster from elsewhere. Shows its output; Ctrl-C leaves it running."""
     from harness.planning.errors import GridError
     from harness.planning.grid import load_grid
     from harness.planning.plan import build_plan
@@ -178,7 +180,7 @@ def stop(
     ] = None,
     results: ResultsOption = RESULTS,
 ) -> None:
-    """Ends a running grid cleanly: its trials commit, and the next run goes on from there."""
+    """Ends a running grid cleanly. Its trials commit, and the next run goes on from there."""
     from harness.planning.errors import GridError
     from harness.planning.reading import is_file, read_name
     from harness.running import stopping, submission

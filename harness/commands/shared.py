@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -44,6 +45,14 @@ def fail(message: str, status: int) -> typer.Exit:
     """Says what is wrong, on standard error, and ends with a status."""
     typer.echo(message, err=True)
     return typer.Exit(status)
+
+
+def again(grid: Path, overrides: list[str] | None, plugins: list[Path] | None, results: Path) -> str:
+    """What follows the name of the next command on the same grid: the grid, and the options that were given here."""
+    words = [str(grid), *(word for file in plugins or [] for word in ("--plugin", str(file)))]
+    words += [word for text in overrides or [] for word in ("--set", text)]
+    words += [] if results == RESULTS else ["--results", str(results)]
+    return shlex.join(words)
 
 
 def open_registry(plugins: list[Path] | None) -> Registry:

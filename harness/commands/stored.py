@@ -32,7 +32,7 @@ def sync(
     results: ResultsOption = RESULTS,
     tracking: TrackingOption = None,
 ) -> None:
-    """Brings MLflow up to date with the results folder; without mlflow.db it is built anew."""
+    """Brings MLflow up to date with the results folder. Without mlflow.db it is built anew."""
     from harness.options import nearest
     from harness.recording.records import RecordsError
     from harness.recording.store import TrackingError
@@ -84,7 +84,7 @@ def compare(
     plugin: PluginOption = None,
     results: ResultsOption = RESULTS,
 ) -> None:
-    """Says what changed between two grids, results folders or versions of the code, with a verdict per cell."""
+    """Says what changed between two grids, cell by cell. Also between results folders and versions of the code."""
     from harness.judging import compare as comparing
     from harness.recording.records import RecordsError
 
@@ -120,7 +120,7 @@ def report(
     results: ResultsOption = RESULTS,
     tracking: TrackingOption = None,
 ) -> None:
-    """Writes the report of a grid: verdicts, tables, figures; as one page, or as Markdown, CSV or Parquet.
+    """Writes the report of a grid. Verdicts, tables, figures; as one page, or as Markdown, CSV or Parquet.
 
     The page is also kept in MLflow, on the parent run.
     """
@@ -175,7 +175,7 @@ def gc(
     everything: Annotated[bool, typer.Option("--all", help="Also trials that no grid names any more.")] = False,
     results: ResultsOption = RESULTS,
 ) -> None:
-    """Shows what the results folder holds that nothing needs any more, and frees it when told to."""
+    """Shows what nothing needs any more of the results. Frees it when told to."""
     from harness.recording.garbage import garbage
     from harness.recording.records import RecordsError
     from harness.showing import rubbish

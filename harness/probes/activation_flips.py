@@ -53,7 +53,7 @@ def pattern_is_stable(
 
 @register_probe("activation_flips")
 class ActivationFlips(Probe):
-    r"""The share of (sample, unit) signs that one step flips, :math:`A_t`, and the norm :math:`W_t` of the step.
+    r"""The share of (sample, unit) signs that one step flips, A(t), and the norm W(t) of the step.
 
     `probe/activation_flips/rate` and `…/update_norm`, both also divided by the learning rate (`…_per_lr`), and the rate of
     each gate. At the end: the decay times `tau_…`, after an exponential moving average over max(20, n/200) of the n

@@ -31,7 +31,7 @@ def profile_correlation(profiles: Sequence[Sequence[float]]) -> float:
 
 @register_probe("gate_hardness")
 class GateHardness(Probe):
-    r"""Hardness λ of each gate that has one, λ·std(x), \|∂L/∂λ\| of the last step, and std(x) of every gate.
+    r"""Hardness λ of each gate that has one, λ·std(x), the size of ∂L/∂λ in the last step, and std(x) of every gate.
 
     `probe/gate_hardness/lambda/<gate>`, `…/effective/<gate>`, `…/gradient/<gate>` and `…/std/<gate>`, with x the
     pre-activations on the task's probe batch; `…/lambda_range` from the softest gate to the hardest, and
