@@ -16,8 +16,8 @@ from harness.resources import Seat
 from harness.task import Batch
 from harness.training.state import mapped, pack, unpack
 
-PATIENCE = timedelta(minutes=10)
-"""How long a rank waits for the others: one may be writing a checkpoint, or evaluating on a busier machine."""
+PATIENCE = timedelta(hours=1)
+"""How long a rank waits for the others: the first may be evaluating. One that has ended is noticed at once."""
 
 
 class PeerLost(RuntimeError):
