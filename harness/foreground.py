@@ -64,6 +64,9 @@ def plan_trial(
     plan = build_plan(check_grid(Draft("harness trial", content), registry), registry)
     if len(plan.trials) != 1:
         raise GridError("harness trial", "--set", f"found {len(plan.trials)} trials, allowed: one; axes are for grids")
+    ranks = plan.trials[0].resources.ranks
+    if ranks > 1:
+        raise GridError("harness trial", "--set", f"resources.ranks: found {ranks}, allowed: 1; several are for grids")
     return plan.trials[0]
 
 

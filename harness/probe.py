@@ -24,6 +24,10 @@ class Probe:
 
     every: int = 0
 
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise ValueError(f"every: found {self.every}, must not be negative")
+
     def start(self, state: State) -> None:
         """Called once, before the first step (and again after a resume, before `load_state_dict`)."""
 

@@ -200,6 +200,17 @@ def test_an_option_beside_the_value_of_its_method(registry: Registry) -> None:
         plan_trial("digits/mlp", "adamw", 0, [], ["method.adamw=1", "method.adamw.beta1=0.5"], registry)
 
 
+def test_one_trial_has_one_rank(registry: Registry) -> None:
+    with pytest.raises(GridError, match=r"resources.ranks: found 2, allowed: 1"):
+        plan_trial("digits/mlp", "adamw", 0, [], ["resources.ranks=2"], registry)
+
+
+def test_a_probe_has_no_negative_cadence(registry: Registry) -> None:
+    for name in [item.name for item in registry.items("probe")]:
+        with pytest.raises(ValueError, match=r"every: found -1, must not be negative"):
+            registry.build_probe(name, {"every": -1})
+
+
 def test_a_plugin_that_exits_is_left_out(tmp_path: Path) -> None:
     file = plugin(tmp_path, "raise SystemExit(3)")
     assert list(Registry([file]).broken.values()) == ["SystemExit: 3"]

@@ -40,6 +40,7 @@ class Clients(Probe):
     oui: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.oui < 0 or self.oui == 1:
             raise ValueError(f"oui: found {self.oui}, must be 0 (none) or at least 2 samples")
 

@@ -31,6 +31,7 @@ class LayerGradients(Probe):
     """
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._history: list[tuple[int, dict[str, float]]] = []
 
     def start(self, state: State) -> None:
@@ -116,6 +117,7 @@ class GradientScale(Probe):
     decompose: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.window < 1:
             raise ValueError(f"window: found {self.window}, must be positive")
         for name in ("burn_in", "decompose"):

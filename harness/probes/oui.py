@@ -37,6 +37,7 @@ class OUI(Probe):
     units: Literal["all", "one_position"] = "all"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.samples < 0 or self.samples == 1:
             raise ValueError(f"samples: found {self.samples}, must be 0 (the default) or at least 2")
         if self.form == "pair" and self.samples > 64:
