@@ -148,7 +148,7 @@ class Evidence:
             bounds = [self._bounds(trial, read, name, held) for trial in by_unit.get(unit, [])]
             known = [bound for bound in bounds if bound is not None]
             if known and len(known) == len(bounds):
-                low[index], high[index] = np.mean(known, axis=0)
+                low[index], high[index] = known[0] if len(known) == 1 else np.mean(known, axis=0)
                 present[index] = True
         hashes = frozenset(trial.hash for trials in by_unit.values() for trial in trials)
         return Scores(low, high, frozenset(held), present, np.ones(n, dtype=bool), hashes)

@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # its parts load where they are first used: `stats` takes longer than most reports
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, special, stats
 
 Array = NDArray[np.float64]
 
@@ -52,11 +52,16 @@ def subsets(n: int) -> Array:
     return np.hstack([words, words @ columns % 2]).astype(np.float64)
 
 
+@functools.lru_cache(maxsize=64)
+def _weights(n: int) -> Array:
+    chosen = subsets(n)
+    return (chosen / chosen.sum(axis=1, keepdims=True)).T
+
+
 def subset_means(differences: ArrayLike) -> Array:
     """The mean of each of the `subsets`, over the last axis."""
     values = np.asarray(differences, dtype=np.float64)
-    chosen = subsets(values.shape[-1])
-    means: Array = values @ (chosen / chosen.sum(axis=1, keepdims=True)).T
+    means: Array = values @ _weights(values.shape[-1])
     return means
 
 
@@ -108,8 +113,8 @@ def student_p(differences: ArrayLike, threshold: float = 0.0) -> tuple[Array, Ar
     varies = error > 1e-12 * np.abs(values).max(axis=-1)
     t = (values.mean(axis=-1) - threshold) / np.where(varies, error, 1.0)
     return (
-        np.where(varies, special.stdtr(n - 1, -t), above),
-        np.where(varies, special.stdtr(n - 1, t), below),
+        np.where(varies, scipy.special.stdtr(n - 1, -t), above),
+        np.where(varies, scipy.special.stdtr(n - 1, t), below),
     )
 
 
@@ -163,12 +168,12 @@ def detectable_effect(n: int, level: float = 0.05, *, normal: bool = False) -> f
         level = int(level * total + 1e-9) / total
     if level <= 0 or n < 2:
         return None
-    bound = stats.t.isf(level, n - 1)
+    bound = scipy.stats.t.isf(level, n - 1)
 
     def missing(effect: float) -> float:
-        return float(stats.nct.sf(bound, n - 1, effect * math.sqrt(n))) - POWER
+        return float(scipy.stats.nct.sf(bound, n - 1, effect * math.sqrt(n))) - POWER
 
-    return float(optimize.brentq(missing, 0.0, 30.0 * bound, xtol=1e-6))
+    return float(scipy.optimize.brentq(missing, 0.0, 30.0 * bound, xtol=1e-6))
 
 
 @dataclass(frozen=True)
@@ -220,7 +225,7 @@ def describe(differences: ArrayLike, level: float = 0.05) -> Paired:
     deviation = float(finite.std(ddof=1)) if n > 1 else None
     low, high, confidence = exact_interval(ranked_failures(values), level)
     limit = float(np.abs(finite).max()) * (1 + 1e-9) if n else 0.0
-    half = float(special.stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n) if deviation is not None else None
+    half = float(scipy.special.stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n) if deviation is not None else None
     size_of_effect = None
     if mean is not None and deviation:
         size_of_effect = mean / deviation * (math.exp(_log_bias(n - 1)))

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # `stats` loads where it is first used
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def rank_rows(scores: ArrayLike) -> NDArray[np.float64]:
     >>> rank_rows([[0.9, 0.7, float("-inf")], [0.5, 0.5, 0.1]]).tolist()
     [[1.0, 2.0, 3.0], [1.5, 1.5, 3.0]]
     """
-    return stats.rankdata(-np.asarray(scores, dtype=np.float64), axis=1)
+    return scipy.stats.rankdata(-np.asarray(scores, dtype=np.float64), axis=1)
 
 
 def critical_difference(methods: int, tasks: int, level: float = 0.05) -> float:
@@ -40,7 +40,7 @@ def critical_difference(methods: int, tasks: int, level: float = 0.05) -> float:
     >>> round(critical_difference(5, 30), 3)
     1.114
     """
-    quantile = float(stats.studentized_range.isf(level, methods, np.inf)) / math.sqrt(2)
+    quantile = float(scipy.stats.studentized_range.isf(level, methods, np.inf)) / math.sqrt(2)
     return quantile * math.sqrt(methods * (methods + 1) / (6 * tasks))
 
 
@@ -58,7 +58,7 @@ def ranking(scores: Mapping[str, Sequence[float]], level: float = 0.05) -> Ranki
     if len(names) < 3 or tasks < 2:
         return Ranking(means, None, None, [])
     same = bool((ranks == ranks[:, :1]).all())  # then the statistic is 0 / 0
-    p = 1.0 if same else float(stats.friedmanchisquare(*ranks.T).pvalue)
+    p = 1.0 if same else float(scipy.stats.friedmanchisquare(*ranks.T).pvalue)
     difference = critical_difference(len(names), tasks, level)
     return Ranking(means, p, difference, _groups(means, difference))
 

@@ -77,7 +77,10 @@ def contrast_p(contrast: Contrast, claim: Claim) -> tuple[float, float]:
     low, high = map(ranked_failures, bounds)
     finite = np.isfinite(bounds).all()
     test = student_p if claim.assume == "normal" and finite else sign_flip_p
-    return float(test(low)[0]), float(test(high)[1])
+    above, below = test(low)
+    if not np.array_equal(low, high):  # something is censored
+        _, below = test(high)
+    return float(above), float(below)
 
 
 def read_claims(evidence: Evidence, registry: Registry) -> list[Read]:

@@ -133,6 +133,15 @@ def test_small_samples_cannot_decide() -> None:
     assert detectable_effect(3, normal=True) is not None
 
 
+@pytest.mark.parametrize("n", [2, 3, 5, 7, 10, 13, 20, 30, 60])
+def test_the_detectable_effect_has_the_power_that_scipy_s_noncentral_t_gives(n: int) -> None:
+    for level in (0.05, 0.025, 0.01, 0.05 / 7, 0.05 / 19, 0.05 / 100, 0.05 / 380):
+        effect = detectable_effect(n, level, normal=True)
+        assert effect is not None
+        found = stats.nct.sf(stats.t.isf(level, n - 1), n - 1, effect * math.sqrt(n))
+        assert found == pytest.approx(0.8, abs=1e-6), level
+
+
 @pytest.mark.parametrize("n", [5, 8, 12])
 def test_the_detectable_effect_is_found_in_80_percent_of_all_grids(n: int) -> None:
     effect = detectable_effect(n, LEVEL)
