@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import project_path  # noqa: F401  # before the packages
 from scipy.stats import binomtest
 
 from harness.judging.verdicts import Outcome

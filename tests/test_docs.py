@@ -388,3 +388,11 @@ def test_every_method_has_a_page(registry: Registry) -> None:
         assert item.name in pages or re.search(rf"`{item.name}\b", headed), (
             f"{item.name}: no page, heading or table row"
         )
+
+
+def test_pages_of_papers_are_written_from_the_command_line(tmp_path: Path) -> None:
+    """The folder docs/methods does not pass for the package `methods`."""
+    command = [sys.executable, str(DOCS / "papers.py"), "weight_decay_sweep", "--results", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "papers.py: error: " in done.stderr, "its own answer: there are no runs, or no data"
