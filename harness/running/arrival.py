@@ -107,7 +107,7 @@ def _make_results(folder: str) -> None:
     """
     try:
         Results(folder).folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, RecordsError) as error:
         raise Refused(f"--results: the head cannot write there ({error})") from error
 
 
