@@ -25,6 +25,7 @@ from harness.judging.figures import Line, csv_text, curves, harmless
 from harness.judging.report import html, markdown, parquet, screening, write_report
 from harness.judging.report_data import Findings, gather, number, trial_table
 from harness.judging.report_overall import overall
+from harness.judging.report_rules import Rules
 from harness.judging.telling import difference, verdicts
 from harness.planning.plan import LeftOut, Plan
 from harness.recording.grids import open_submission
@@ -322,6 +323,15 @@ def test_time_to_target_by_hand(tmp_path: Path) -> None:
     left, _ = findings(plan, results, tmp_path)
     (times_left,) = [table.rows for table in overall(left).tables if table.title == "Time to target"]
     assert [row[:2] for row in times_left] == [["t", "b"], ["u", "a"], ["u", "b"]], "a time that is censored is no time"
+
+
+def test_the_rules_have_their_tables(small: tuple[Findings, Results], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Rules(["rule", "recall"], [["oui", "0.8"], ["lr", "0.8"]], [["oui", "0.5"]], "475 on cartpole/ppo", [])
+    monkeypatch.setattr("harness.judging.report.rules", lambda findings, memory: found)
+    page = html(*small)
+    assert "All 2 rows</summary>" in page
+    assert "All 1 rows, by solved tasks</summary>" in page
+    assert "475 on cartpole/ppo" in page
 
 
 def test_a_grid_without_any_result_has_a_report(tmp_path: Path) -> None:
