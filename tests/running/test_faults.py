@@ -271,6 +271,16 @@ def test_a_results_folder_that_is_read_only_at_the_start(tmp_path: Path) -> None
     place.nothing_runs(10)
 
 
+def ends_after_one_trial(place: Place, driver: "subprocess.Popen[str]") -> None:
+    """A driver whose results can no longer be written starts nothing new, says so and leaves nothing running."""
+    shown = driver.communicate(timeout=PATIENCE)[0]
+    assert driver.returncode == 3, shown
+    assert "a rerun goes on once that is mended" in shown
+    begun = [hash for hash in place.hashes if Results(place.results).trial(hash).folder.exists()]
+    assert len(begun) == 1, "nothing new started"
+    place.nothing_runs()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["", "trials"])
 def test_a_results_folder_that_becomes_full_in_mid_run(tmp_path: Path, undisturbed: Place, part: str) -> None:
@@ -282,12 +292,7 @@ def test_a_results_folder_that_becomes_full_in_mid_run(tmp_path: Path, undisturb
         until(place.committed, PATIENCE, "a commit")
         filler = disk / "filler"
         fill(filler, driver)
-        shown = driver.communicate(timeout=PATIENCE)[0]
-        assert driver.returncode == 3, shown
-        assert "a rerun goes on once that is mended" in shown
-        begun = [hash for hash in place.hashes if Results(place.results).trial(hash).folder.exists()]
-        assert len(begun) == 1, "nothing new started"
-        place.nothing_runs()
+        ends_after_one_trial(place, driver)
         filler.unlink()
         place.pace(0)
         place.run()
@@ -328,12 +333,7 @@ def test_a_results_folder_that_becomes_read_only_in_mid_run(tmp_path: Path, undi
         driver = place.start("--cpus", 1)
         until(place.committed, PATIENCE, "a commit")
         do(breaks)
-        shown = driver.communicate(timeout=PATIENCE)[0]
-        assert driver.returncode == 3, shown
-        assert "a rerun goes on once that is mended" in shown
-        begun = [hash for hash in place.hashes if Results(place.results).trial(hash).folder.exists()]
-        assert len(begun) == 1, "nothing new started"
-        place.nothing_runs()
+        ends_after_one_trial(place, driver)
         do(mends)
         place.pace(0)
         place.run()
