@@ -26,6 +26,7 @@ from tasks.equations import (
 )
 from tasks.informed import PhysicsInformed, PhysicsRecipe
 from tasks.networks import Architecture, FieldActivation, Initialisation, Normalisation, field_network
+from tasks.options import positive
 from tasks.references import data_file, load_reference
 
 RAISSI = "Raissi, Perdikaris & Karniadakis 2019, doi 10.1016/j.jcp.2018.10.045"
@@ -57,9 +58,7 @@ class PhysicsTask(Task):
     reference: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("depth", "width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: found {getattr(self, name)}, must be positive")
+        positive(self, "depth", "width")
 
     @abstractmethod
     def equation(self) -> Equation:
@@ -136,8 +135,7 @@ class BurgersPINN(PhysicsTask):
     viscosity: float = 0.01 / math.pi
 
     def __post_init__(self) -> None:
-        if not self.viscosity > 0:
-            raise ValueError(f"viscosity: found {self.viscosity}, must be positive")
+        positive(self, "viscosity")
         super().__post_init__()
 
     def recipe(self) -> PhysicsRecipe:
@@ -209,8 +207,7 @@ class NavierStokesPINN(PhysicsTask):
     reynolds: float = 20.0
 
     def __post_init__(self) -> None:
-        if not self.reynolds > 0:
-            raise ValueError(f"reynolds: found {self.reynolds}, must be positive")
+        positive(self, "reynolds")
         super().__post_init__()
 
     def recipe(self) -> PhysicsRecipe:
