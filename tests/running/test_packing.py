@@ -72,7 +72,6 @@ def run(ray: Any, given: list[Unit], folder: Path, scheduler: Any = None) -> Out
     return outcome
 
 
-@pytest.mark.chaos
 @pytest.mark.slow
 def test_units_of_three_sizes_share_the_gpus(gpus: Machines, tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
@@ -82,7 +81,6 @@ def test_units_of_three_sizes_share_the_gpus(gpus: Machines, tmp_path: Path) -> 
     assert outcome.ended == {trial.hash: Status.FINISHED for trial in trials}
 
 
-@pytest.mark.chaos
 @pytest.mark.slow
 def test_a_scheduler_stops_some_of_them(gpus: Machines, tmp_path: Path) -> None:
     """What it stops is interrupted and gives its GPUs back; the others finish, and a rerun finishes all."""
