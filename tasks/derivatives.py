@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import jvp
-from torch.nn import functional
 
 from harness.activations import is_gate
 from tasks.jet_activations import Carried, Orders, activation_jet
@@ -170,32 +169,39 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
 
 def _taylor_mode(layers: Sequence[nn.Module], points: Tensor, carried: Channels, count: int) -> Jet:
     """Every layer is called once on the values, as in a plain forward pass, so that hooks of methods see what they know."""
-    # One row stands for all points until the first activation: up to there the derivatives are the same everywhere.
+    # One column stands for all points until the first activation: up to there the derivatives are the same everywhere.
     start = torch.eye(points.shape[1], dtype=points.dtype, device=points.device)[list(carried.directions)]
-    value, found = _through(layers, points, (start.unsqueeze(1), None, None, None), carried, count)
-    derivatives = {name: each.expand(count, -1) for name, each in carried.named(found).items()}
-    return Jet(value, dict.fromkeys(carried.names, torch.zeros_like(value[:count])) | derivatives)
+    value, found = _through(layers, points.mT, (start.unsqueeze(2), None, None, None), carried, count)
+    derivatives = {name: each.expand(-1, count).mT for name, each in carried.named(found).items()}
+    return Jet(value.mT, dict.fromkeys(carried.names, torch.zeros_like(value[:, :count]).mT) | derivatives)
 
 
 def _through(
     layers: Iterable[nn.Module], value: Tensor, carried: Carried, asked: Channels, count: int
 ) -> tuple[Tensor, Carried]:
-    """Takes values (points, width) and derivatives, at `count` points or 1, through layers."""
+    """Takes values (width, points) and derivatives, at `count` points or 1, through layers, which see (points, width)."""
     for layer in layers:
         if isinstance(layer, nn.Linear):
-            value, carried = layer(value), _each(carried, partial(functional.linear, weight=layer.weight))
+            value, carried = layer(value.mT).mT, _each(carried, partial(_times, layer.weight))
         elif isinstance(layer, nn.BatchNorm1d):
-            slope = _batch_norm_slope(layer, value)
-            value, carried = layer(value), _each(carried, slope.mul)
+            slope = _batch_norm_slope(layer, value.mT).unsqueeze(1)
+            value, carried = layer(value.mT).mT, _each(carried, slope.mul)
         elif isinstance(layer, Residual):
             inner, change = _through(layers_of(layer.inner), value, carried, asked, count)
             value, carried = value + inner, _sum(carried, change)
         elif is_gate(layer):
             value, carried = activation_jet(layer, value, carried, asked.counts, count)
         else:
-            carried = _locally(layer, value[:count], carried, asked)
-            value = layer(value)
+            carried = _locally(layer, value[:, :count].mT, carried, asked)
+            value = layer(value.mT).mT
     return value, carried
+
+
+def _times(weight: Tensor, derivatives: Tensor) -> Tensor:
+    """W D for the derivatives of each direction; not `matmul`, which would copy them to rows for it."""
+    if derivatives.dim() == 2:
+        return weight @ derivatives
+    return torch.bmm(weight.expand(len(derivatives), -1, -1), derivatives)
 
 
 def _each(carried: Carried, function: Callable[[Tensor], Tensor]) -> Carried:
@@ -225,9 +231,9 @@ def _locally(layer: nn.Module, value: Tensor, carried: Carried, asked: Channels)
     named, zeros = asked.named(carried), torch.zeros_like(value)
     for direction, order in zip(asked.directions, asked.orders, strict=True):
         letter = asked.coordinates[direction]
-        derivatives = [named.get(letter * k, zeros) + zeros for k in range(1, order + 1)]
+        derivatives = [named[letter * k].mT + zeros if letter * k in named else zeros for k in range(1, order + 1)]
         for found, target in zip(along(layer, value, derivatives), by_order, strict=False):
-            target.append(found)
+            target.append(found.mT)
     one, two, three = (torch.stack(found) if found else None for found in by_order)
     assert one is not None
     return one, two, three, None

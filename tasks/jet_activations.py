@@ -21,7 +21,7 @@ from torch.func import vjp
 from tasks.networks import Sine
 
 Carried = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
-"""The first, second and third derivatives, each (directions, points or 1, width), and the Laplacian (points or 1, width); None
+"""The first, second and third derivatives, each (directions, width, points or 1), and the Laplacian (width, points or 1); None
 for those that are zero or not asked for. The directions of a higher order are the first of those of the lower one."""
 Orders = tuple[int, int, int, int]
 """How many directions have a first, a second and a third derivative, and how many the Laplacian sums over."""
@@ -32,19 +32,19 @@ BY_HAND = 40_000
 def activation_jet(gate: nn.Module, z: Tensor, carried: Carried, orders: Orders, count: int) -> tuple[Tensor, Carried]:
     """The activation at all points and its derivatives at the first `count` of them."""
     order = 3 if orders[2] else 2 if orders[1] or orders[3] else 1
-    value = gate(z)
-    inside = value[:count] if count < len(value) else value
+    value = gate(z.mT).mT
+    inside, z = value[:, :count], z[:, :count]
     if type(gate) is nn.Tanh:
         if len(carried[0]) * inside.numel() >= BY_HAND:
-            first = carried[0].expand(-1, count, -1)
+            first = carried[0].expand(-1, -1, count)
             found = iter(TanhJet.apply(inside, first, *carried[1:], orders))
             one = next(found)
             return value, (one, *(next(found) if asked else None for asked in orders[1:]))
         return value, chain(_tanh_slopes(inside, order), carried, orders)
     if type(gate) is Sine:
-        slope = torch.cos(z[:count])
+        slope = torch.cos(z)
         return value, chain([slope, -inside, -slope][:order], carried, orders)
-    return value, chain(derivatives_of(gate, z[:count], order), carried, orders)
+    return value, chain(derivatives_of(gate, z, order), carried, orders)
 
 
 def derivatives_of(gate: nn.Module, z: Tensor, order: int) -> list[Tensor]:

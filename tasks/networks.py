@@ -26,6 +26,13 @@ class Sine(nn.Module):
         return torch.sin(z)
 
 
+class PointLinear(nn.Linear):
+    """A linear layer that computes by columns: of a narrow layer the many points, not its few units, fill a vector."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.weight @ x.mT + self.bias.unsqueeze(1)).mT
+
+
 class Residual(nn.Module):
     """x + inner(x)."""
 
@@ -71,7 +78,7 @@ def field_network(inputs: int, outputs: int, architecture: Architecture) -> nn.S
     width = architecture.width
     model = nn.Sequential()
     for index in range(1, architecture.depth + 1):
-        layers: dict[str, nn.Module] = {f"linear{index}": nn.Linear(inputs if index == 1 else width, width)}
+        layers: dict[str, nn.Module] = {f"linear{index}": PointLinear(inputs if index == 1 else width, width)}
         if architecture.normalisation == "batch":
             layers[f"norm{index}"] = nn.BatchNorm1d(width)
         elif architecture.normalisation == "layer":
@@ -83,7 +90,7 @@ def field_network(inputs: int, outputs: int, architecture: Architecture) -> nn.S
             model.add_module(f"block{index}", Residual(target))
         for name, layer in layers.items():
             target.add_module(name, layer)
-    model.add_module(f"linear{architecture.depth + 1}", nn.Linear(width, outputs))
+    model.add_module(f"linear{architecture.depth + 1}", PointLinear(width, outputs))
     initialise(model, architecture.init, architecture.activation)
     if architecture.normalisation == "weight":
         for layer in _linears(model)[:-1]:

@@ -45,7 +45,7 @@ class PhysicsTask(Task):
     metric = "val/relative_l2"
     direction = "min"
     recipe_class = PhysicsRecipe
-    version = 2
+    version = 3
 
     depth: int = 3
     width: int = 32
