@@ -16,7 +16,8 @@ from harness.judging.evidence import WORST
 from harness.judging.paired import Paired, describe, holm, ranked_failures, sign_flip_p
 from harness.options import nearest
 from harness.planning.claims import better_when
-from harness.recording.grids import SubmittedTrial, submissions
+from harness.planning.reading import is_folder
+from harness.recording.grids import SubmittedTrial, some_submissions
 from harness.recording.records import RecordsError, Result, Results, Status
 
 
@@ -166,31 +167,26 @@ def find_side(text: str, memory: Results) -> Side:
     """A side from what a user names: a grid of the results folder, a results folder with one grid, or FOLDER:GRID.
 
     Raises:
-        RecordsError: if it is none of them.
+        RecordsError: if it is none of them, or a grid that holds no submission.
     """
     folder, grid = memory, text
     path, colon, name = text.rpartition(":")
-    if colon and Path(path).is_dir():
+    if colon and is_folder(Path(path)):
         folder, grid = Results(path), name
-    elif (Path(text) / "grids").is_dir():
+    elif is_folder(Path(text) / "grids"):
         folder = Results(text)
-        known = _grids(folder)
+        known = folder.grids()
         if len(known) != 1:
             raise RecordsError(f"found {text!r} with {len(known)} grids, allowed: one of them, as {text}:GRID")
         grid = known[0]
-    known = _grids(folder)
+    known = folder.grids()
     if grid not in known:
         listed = ", ".join(known) or "none yet"
         raise RecordsError(
             f"found {text!r}, allowed: a grid of {folder.folder} ({listed}), or FOLDER:GRID{nearest(grid, known)}"
         )
-    trials = submissions(folder, grid)[-1].trials()
+    trials = some_submissions(folder, grid)[-1].trials()
     return Side(text, trials, folder.results(trial.hash for trial in trials))
-
-
-def _grids(folder: Results) -> list[str]:
-    place = folder.folder / "grids"
-    return sorted(p.name for p in place.iterdir() if submissions(folder, p.name)) if place.is_dir() else []
 
 
 def metric_of(known: Mapping[str, tuple[str, str]], by: str = "", direction: str = "") -> Metric:

@@ -141,6 +141,18 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder, as `is_file` says it of a file.
+
+    >>> is_folder(Path("a" * 300)), is_folder(Path("."))
+    (False, True)
+    """
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def _similar(file: Path) -> str:
     return nearest(file.name, [other.name for other in file.parent.glob("*.y*ml")])
 

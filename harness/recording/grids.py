@@ -152,6 +152,18 @@ def submissions(results: Results, name: str) -> list[Submission]:
     return [Submission(child) for child in numbered if (child / "submission.json").exists()]
 
 
+def some_submissions(results: Results, name: str) -> list[Submission]:
+    """The submissions of a grid that has some, in order.
+
+    Raises:
+        RecordsError: if it has none.
+    """
+    found = submissions(results, name)
+    if not found:
+        raise RecordsError(f"{results.grid(name)}: holds no submission; run the grid first")
+    return found
+
+
 def held(folder: Path) -> bool:
     """Whether a process holds the lock of this folder: a driver that of its grid, a worker that of its trial."""
     if not (folder / "lock").exists():

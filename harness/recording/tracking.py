@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from filelock import FileLock, Timeout
 
-from harness.recording.grids import Submission, SubmittedTrial, held, submissions
+from harness.recording.grids import Submission, SubmittedTrial, held, some_submissions, submissions
 from harness.recording.overview import grid_content, read_report
 from harness.recording.projection import (
     RUNNING,
@@ -77,9 +77,7 @@ class Projection:
 
     def __init__(self, results: Results, grid: str, tracking_uri: str | None = None, wait: float = 0.0) -> None:
         self.results, self.grid = results, grid
-        self.submissions = submissions(results, grid)
-        if not self.submissions:
-            raise RecordsError(f"{results.grid(grid)}: holds no submission; run the grid first")
+        self.submissions = some_submissions(results, grid)
         self.user = str(self.submissions[0].about["user"])
         self.trials = submitted(self.submissions)
         self._planned = {trial.hash for trial in self.submissions[-1].trials()}

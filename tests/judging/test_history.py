@@ -250,6 +250,24 @@ def test_compare_says_of_every_cell_what_changed(tmp_path: Path, registry: Regis
     assert (held.change, held.reason) == (Change.HELD, "1 of 8 pairs have no score")
 
 
+@pytest.mark.parametrize("side", ["x" * 300, f"{'x' * 300}:frozen"])
+def test_compare_refuses_a_name_that_no_folder_can_have(side: str, tmp_path: Path, registry: Registry) -> None:
+    one, _ = two(tmp_path, registry, lambda method, seed: 0.01 * seed)
+    with pytest.raises(RecordsError, match=r"found 'x+(:frozen)?', allowed: a grid of .*\(frozen\), or FOLDER:GRID"):
+        find_side(side, one.memory)
+
+
+def test_compare_knows_the_grids_that_the_folder_knows(tmp_path: Path, registry: Registry) -> None:
+    one, _ = two(tmp_path, registry, lambda method, seed: 0.01 * seed)
+    begun = one.memory.grid("begun")
+    begun.mkdir()  # a driver that was ended before its submission was complete
+    assert one.memory.grids() == ["begun", "frozen"]
+    with pytest.raises(RecordsError, match=f"{begun}: holds no submission; run the grid first"):
+        find_side("begun", one.memory)
+    with pytest.raises(RecordsError, match="with 2 grids, allowed: one of them"):
+        find_side(str(one.memory.folder), one.memory)
+
+
 def test_compare_on_the_command_line(tmp_path: Path, registry: Registry) -> None:
     one, other = two(tmp_path, registry, lambda method, seed: 0.01 * seed - 0.1 - 0.001 * seed)
     said = harness("compare", one.memory.folder, f"{other.memory.folder}:frozen", HARNESS_CACHE=WARM)
