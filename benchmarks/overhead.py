@@ -114,7 +114,7 @@ def bare(seeds: int, recipe: dict[str, Any], workers: int) -> tuple[float, dict[
 
 def harness(seeds: int, steps: int, workers: int) -> tuple[dict[str, float], dict[int, str]]:
     """`harness run` on the grid: everything recorded and in MLflow."""
-    from harness.recording.records import Results
+    from harness.recording.results import Results
 
     with tempfile.TemporaryDirectory() as folder:
         grid = Path(folder) / "grid.yaml"

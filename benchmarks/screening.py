@@ -23,7 +23,8 @@ from pathlib import Path
 from harness.judging.calibration import Run, regret
 from harness.judging.calibration_runs import JUDGED, runs_of_grid
 from harness.recording.grids import submissions
-from harness.recording.records import Result, Results
+from harness.recording.records import Result
+from harness.recording.results import Results
 
 GRIDS = Path(__file__).parents[1] / "grids" / "screening"
 ARMS = {

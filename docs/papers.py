@@ -37,7 +37,7 @@ from harness.options import nearest
 from harness.planning.errors import GridError
 from harness.planning.grid import load_grid
 from harness.planning.plan import build_plan
-from harness.recording.records import Results
+from harness.recording.results import Results
 from harness.registry import Registry
 
 ROOT = Path(__file__).parents[1]

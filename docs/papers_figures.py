@@ -18,7 +18,7 @@ from harness.judging.report_data import Findings, TaskTable, cell_trials
 from harness.judging.report_figures import learning_curves
 from harness.judging.report_rules import precision_over_recall
 from harness.probes.curves import ema
-from harness.recording.records import Results
+from harness.recording.results import Results
 
 
 def task_curves(findings: Findings, memory: Results) -> Iterator[Figure]:

@@ -14,7 +14,7 @@ from harness.judging.report_curves import Track, cell_tracks
 from harness.judging.report_data import cell_trials, number
 from harness.judging.statistics import mean_interval
 from harness.planning.plan import PlannedTrial
-from harness.recording.records import Results
+from harness.recording.results import Results
 
 Read = Callable[[PlannedTrial], float | None]
 Points = dict[Any, list[float]]

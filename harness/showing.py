@@ -16,7 +16,7 @@ from harness.planning.explaining import explain
 from harness.planning.plan import Plan
 from harness.planning.survey import estimate, survey
 from harness.recording.garbage import Garbage
-from harness.recording.records import Results
+from harness.recording.results import Results
 from harness.registry import Item
 from harness.resources import Resources
 from harness.seconds import duration

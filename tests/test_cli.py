@@ -13,7 +13,8 @@ from harness.foreground import plan_trial
 from harness.planning.errors import GridError
 from harness.planning.reading import read_name
 from harness.recording.grids import submissions
-from harness.recording.records import RecordsError, Results
+from harness.recording.records import RecordsError
+from harness.recording.results import Results
 from harness.registry import Registry
 from harness.running.stopping import stop_local
 

@@ -22,7 +22,8 @@ from support import harness, run
 from harness.judging.verdicts import Outcome, judge
 from harness.planning.grid import load_grid
 from harness.planning.plan import build_plan
-from harness.recording.records import Result, Results
+from harness.recording.records import Result
+from harness.recording.results import Results
 from harness.registry import Registry
 
 ROOT = Path(__file__).parent.parent

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from harness.planning.plan import Plan
-    from harness.recording.records import Results
+    from harness.recording.results import Results
     from harness.registry import Registry
     from harness.running.driver import Options
     from harness.running.scheduling import Outcome

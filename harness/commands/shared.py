@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from harness.planning.plan import Plan
-    from harness.recording.records import Results
+    from harness.recording.results import Results
     from harness.registry import Registry
 
 app = typer.Typer(
@@ -90,7 +90,8 @@ def open_plan(grid: Path, overrides: list[str] | None, registry: Registry, resul
 
 def open_results(results: Path) -> Results:
     """The results folder, or exit status 2."""
-    from harness.recording.records import RecordsError, Results
+    from harness.recording.records import RecordsError
+    from harness.recording.results import Results
 
     try:
         return Results(results)

@@ -23,7 +23,7 @@ from harness.commands.shared import (
 )
 
 if TYPE_CHECKING:
-    from harness.recording.records import Results
+    from harness.recording.results import Results
 
 
 @app.command()

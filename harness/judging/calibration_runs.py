@@ -13,7 +13,8 @@ from rich.table import Table
 from harness.identity import length_of
 from harness.judging.calibration import Judgement, Run, fit
 from harness.recording.grids import submissions
-from harness.recording.records import Result, Results, Status
+from harness.recording.records import Result, Status
+from harness.recording.results import Results
 from harness.screening import RULES, Bounds, Screening, read
 
 EVERY_RULE = " + ".join(RULES)

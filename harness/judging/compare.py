@@ -18,7 +18,8 @@ from harness.options import nearest
 from harness.planning.claims import better_when
 from harness.planning.reading import is_folder
 from harness.recording.grids import SubmittedTrial, some_submissions
-from harness.recording.records import RecordsError, Result, Results, Status
+from harness.recording.records import RecordsError, Result, Status
+from harness.recording.results import Results
 
 
 class Change(StrEnum):

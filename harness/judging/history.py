@@ -14,7 +14,8 @@ from harness.planning.plan import Plan
 from harness.planning.reading import parse
 from harness.planning.schema import Sequential
 from harness.recording.grids import Submission, submissions
-from harness.recording.records import Result, Results
+from harness.recording.records import Result
+from harness.recording.results import Results
 
 
 @dataclass(frozen=True)

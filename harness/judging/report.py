@@ -25,7 +25,8 @@ from harness.judging.telling import difference, rests
 from harness.judging.verdicts import Part, Verdict
 from harness.planning.plan import Plan
 from harness.recording.projection import literal
-from harness.recording.records import Results, write_atomically
+from harness.recording.records import write_atomically
+from harness.recording.results import Results
 from harness.registry import Registry
 
 if TYPE_CHECKING:

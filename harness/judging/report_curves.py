@@ -13,7 +13,7 @@ import numpy as np
 from harness.judging.evidence import Evidence
 from harness.judging.report_data import cell_trials
 from harness.judging.statistics import mean_interval
-from harness.recording.records import Results
+from harness.recording.results import Results
 
 POINTS = 40
 """Points that a curve is drawn with."""

@@ -22,7 +22,8 @@ from harness.judging.verdicts import Verdict, judge
 from harness.planning.plan import Plan, PlannedTrial
 from harness.planning.survey import seconds_of
 from harness.recording.grids import submissions
-from harness.recording.records import Result, Results, Status
+from harness.recording.records import Result, Status
+from harness.recording.results import Results
 from harness.registry import Registry
 
 

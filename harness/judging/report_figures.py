@@ -16,7 +16,7 @@ from harness.judging.report_curves import Curve, Track, cell_tracks, curve, laye
 from harness.judging.report_data import Findings, Row, TaskTable, number, row
 from harness.judging.telling import difference
 from harness.judging.verdicts import Part, Verdict
-from harness.recording.records import Results
+from harness.recording.results import Results
 
 MAPS = 24
 """Maps by layer that a report draws, four for each task at most."""

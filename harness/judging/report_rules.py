@@ -10,7 +10,7 @@ from harness.judging.calibration import Run, compare_rules, curve
 from harness.judging.calibration_runs import COLUMNS, FINAL, cells, label, runs_of_grid
 from harness.judging.figures import Figure, Line
 from harness.judging.report_data import Findings
-from harness.recording.records import Results
+from harness.recording.results import Results
 
 AT = 0.1
 """The share of the training after which rules are asked."""

@@ -17,7 +17,8 @@ from harness.judging.paired import Paired, describe, detectable_effect, holm
 from harness.judging.reading import Look, Read, contrast_p, looks, read_claims
 from harness.judging.scores import Contrast
 from harness.planning.plan import Plan
-from harness.recording.records import Result, Results, Status
+from harness.recording.records import Result, Status
+from harness.recording.results import Results
 from harness.registry import Registry
 from harness.seeds import NAMES
 

@@ -12,7 +12,8 @@ from statistics import fmean
 
 from harness.planning.plan import TUNED, Plan, PlannedTrial
 from harness.planning.taking import WORST, Missing, take
-from harness.recording.records import Result, Results, Status
+from harness.recording.records import Result, Status
+from harness.recording.results import Results
 
 
 class State(StrEnum):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from harness.recording.grids import held, submissions
 from harness.recording.log import LOG
-from harness.recording.records import Results, TrialRecords
+from harness.recording.records import TrialRecords
+from harness.recording.results import Results
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from harness.recording.records import RecordsError, Results, write_atomically
+from harness.recording.records import RecordsError, write_atomically
+from harness.recording.results import Results
 
 
 @dataclass(frozen=True)

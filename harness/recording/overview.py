@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.recording.grids import Submission
 from harness.recording.projection import RUNNING, Content, Summary, literal, milliseconds
-from harness.recording.records import Results
+from harness.recording.results import Results
 
 
 @dataclass(frozen=True)

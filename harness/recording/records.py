@@ -18,10 +18,9 @@ import json
 import math
 import os
 import socket
-import stat
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -371,42 +370,3 @@ class Attempt:
 
     def _write_commit(self) -> None:
         write_atomically(self.folder / "commit.json", json.dumps(asdict(self.state)))
-
-
-class Results:
-    """The results folder.
-
-    Raises:
-        RecordsError: if it is not, and cannot become, a folder of this machine.
-    """
-
-    def __init__(self, folder: Path | str) -> None:
-        if "://" in str(folder):
-            raise RecordsError(f"--results: found {folder}, allowed: a folder; object stores are not supported yet")
-        try:
-            self.folder = Path(folder).resolve()
-            there = stat.S_ISDIR(self.folder.stat().st_mode)
-        except FileNotFoundError:
-            there = True  # it is made when something is first written
-        except (OSError, RuntimeError) as error:  # below a file, a name that is too long, a circle of links
-            raise RecordsError(f"--results: found {folder}, allowed: a folder ({error})") from error
-        if not there:
-            raise RecordsError(f"--results: found {folder}, which is a file, allowed: a folder")
-
-    def trial(self, hash: str) -> TrialRecords:
-        """One trial's records."""
-        return TrialRecords(self.folder, hash)
-
-    def results(self, hashes: Iterable[str]) -> dict[str, Result]:
-        """The results of those trials that have one."""
-        found = ((hash, self.trial(hash).result()) for hash in hashes)
-        return {hash: result for hash, result in found if result is not None}
-
-    def grids(self) -> list[str]:
-        """The names of the grids that were run into it."""
-        folder = self.folder / "grids"
-        return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-
-    def grid(self, name: str) -> Path:
-        """The folder of a grid: its file, plan, environment and submissions."""
-        return self.folder / "grids" / name

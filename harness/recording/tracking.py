@@ -21,7 +21,8 @@ from harness.recording.projection import (
     snapshot,
     trial_content,
 )
-from harness.recording.records import RecordsError, Results
+from harness.recording.records import RecordsError
+from harness.recording.results import Results
 from harness.recording.store import NO_TELEMETRY, Refused, Run, Store, TrackingError, Unavailable
 
 REFUSALS = 10

@@ -18,7 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.recording.records import RecordsError, Results
+from harness.recording.records import RecordsError
+from harness.recording.results import Results
 from harness.recording.store import TrackingError
 from harness.recording.tracking import Projection, Report, recorded
 

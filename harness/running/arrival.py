@@ -12,7 +12,8 @@ from typing import Any
 
 from harness import sources
 from harness.planning.errors import GridError
-from harness.recording.records import RecordsError, Results
+from harness.recording.records import RecordsError
+from harness.recording.results import Results
 from harness.registry import Registry, RegistryError
 from harness.running.nodes import Answer, ask, differences, marker, versions
 from harness.running.scheduling import Infrastructure, cluster

@@ -15,7 +15,7 @@ from rich.console import Console
 from harness.judging.lookahead import Batch, next_batch
 from harness.planning.plan import Plan
 from harness.planning.survey import survey
-from harness.recording.records import Results
+from harness.recording.results import Results
 from harness.registry import Registry
 from harness.running.driver import Options, run_plan
 from harness.running.scheduling import Outcome

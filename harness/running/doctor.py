@@ -14,7 +14,8 @@ from typing import Any, Literal
 from packaging.requirements import Requirement
 
 from harness.recording.environment import PACKAGES, version
-from harness.recording.records import RecordsError, Results
+from harness.recording.records import RecordsError
+from harness.recording.results import Results
 from harness.registry import Registry, RegistryError, Shadowed
 from harness.running.nodes import Answer, ask, differences, listed_gpus, marker, on, usable_gpus, versions
 from harness.running.scheduling import Infrastructure, cluster

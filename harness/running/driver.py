@@ -20,7 +20,8 @@ from harness.planning.survey import peak_memory, survey
 from harness.planning.taking import Missing, take
 from harness.recording.environment import environment
 from harness.recording.grids import open_submission
-from harness.recording.records import Locked, RecordsError, Result, Results, Status, end_without_result, hold
+from harness.recording.records import Locked, RecordsError, Result, Status, end_without_result, hold
+from harness.recording.results import Results
 from harness.running.metrics import Metrics
 from harness.running.progress import Progress, cells
 from harness.running.scheduling import (

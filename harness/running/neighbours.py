@@ -22,7 +22,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 from ray.tune.utils import flatten_dict
 
 from harness.planning.plan import Plan, PlannedTrial
-from harness.recording.records import Results
+from harness.recording.results import Results
 from harness.screening import Screening
 
 ROUNDING = 1e-9

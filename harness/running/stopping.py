@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 
 from harness.recording.grids import Submission, held, submissions
-from harness.recording.records import Results
+from harness.recording.results import Results
 from harness.running.scheduling import Infrastructure
 from harness.running.submission import STOP_SECONDS, TERMINAL, jobs
 

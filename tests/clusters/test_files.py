@@ -484,7 +484,7 @@ def test_the_slurm_script_runs_several_grids_on_one_machine(tmp_path: Path) -> N
 
     from harness.planning.grid import load_grid
     from harness.planning.plan import build_plan
-    from harness.recording.records import Results
+    from harness.recording.results import Results
     from harness.registry import Registry
 
     grid = write_grid(

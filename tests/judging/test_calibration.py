@@ -19,7 +19,8 @@ from harness.judging.calibration_runs import FINAL, cells, label, run_of, table
 from harness.judging.evidence import Evidence
 from harness.judging.report import markdown
 from harness.judging.report_data import Findings
-from harness.recording.records import Result, Results, Status
+from harness.recording.records import Result, Status
+from harness.recording.results import Results
 from harness.screening import decide
 
 INF = math.inf

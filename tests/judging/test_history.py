@@ -16,7 +16,8 @@ from harness.judging.verdicts import Outcome, judge_folder
 from harness.planning.grid import load_grid
 from harness.planning.plan import Plan, build_plan
 from harness.recording.grids import open_submission
-from harness.recording.records import RecordsError, Result, Results, Status, end_without_result
+from harness.recording.records import RecordsError, Result, Status, end_without_result
+from harness.recording.results import Results
 from harness.registry import Registry
 
 WARM = os.environ.get("HARNESS_CACHE") or str(Path.home() / ".cache" / "harness")

@@ -30,7 +30,8 @@ from harness.judging.telling import difference, verdicts
 from harness.planning.plan import LeftOut, Plan
 from harness.recording.grids import open_submission
 from harness.recording.overview import grid_content, read_report
-from harness.recording.records import Attempt, Result, Results, Status
+from harness.recording.records import Attempt, Result, Status
+from harness.recording.results import Results
 from harness.registry import Registry
 from harness.running.driver import submitted
 

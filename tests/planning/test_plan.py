@@ -326,7 +326,7 @@ BLOCKED = """
     from harness.planning.grid import load_grid
     from harness.planning.plan import build_plan
     from harness.planning.survey import survey
-    from harness.recording.records import Results
+    from harness.recording.results import Results
     from harness.registry import Registry
 
     registry = Registry()

@@ -13,7 +13,8 @@ from harness.planning.plan import TUNED, Plan, PlannedTrial, build_plan
 from harness.planning.survey import State, survey
 from harness.planning.taking import Missing, take
 from harness.planning.tuning import SEEDS_FROM
-from harness.recording.records import Result, Results, Status
+from harness.recording.records import Result, Status
+from harness.recording.results import Results
 from harness.registry import Registry
 
 GRID = """

@@ -25,7 +25,7 @@ from recording.test_tracking import (  # noqa: F401  # fixtures
     without_ids,
 )
 
-from harness.recording.records import Results
+from harness.recording.results import Results
 from harness.recording.store import TrackingError
 from harness.recording.tracking import Projection, sync, ui_command
 

@@ -15,13 +15,13 @@ from harness.recording.records import (
     Locked,
     RecordsError,
     Result,
-    Results,
     Status,
     TrialRecords,
     end_without_result,
     finite,
     write_atomically,
 )
+from harness.recording.results import Results
 
 
 def result(status: Status = Status.FINISHED, **fields: object) -> Result:

@@ -27,7 +27,8 @@ from harness.identity import Part, TrialSpec
 from harness.recipe import Recipe
 from harness.recording.grids import open_submission, submissions
 from harness.recording.projection import MLFLOW_STATUS, RUNNING, UNFINISHED, params, valid_key
-from harness.recording.records import Attempt, Result, Results, Status, end_without_result
+from harness.recording.records import Attempt, Result, Status, end_without_result
+from harness.recording.results import Results
 from harness.recording.store import Run, Store, TrackingError
 from harness.recording.tracking import Projection, Report, default_uri, sync, ui_command
 from harness.recording.writer import Writer

@@ -8,7 +8,7 @@ from judging.made import made_plan
 from rich.console import Console
 from support import harness, write_grid
 
-from harness.recording.records import Results
+from harness.recording.results import Results
 from harness.registry import Registry
 from harness.running.deciding import run_until_decided, with_required
 from harness.running.driver import Options

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from support import harness, plugin
 
-from harness.recording.records import Results
+from harness.recording.results import Results
 from harness.running import doctor, nodes
 from harness.running.scheduling import Infrastructure
 

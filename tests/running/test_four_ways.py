@@ -12,7 +12,8 @@ from ruamel.yaml import YAML
 from slurm import slurm
 from support import harness, timeless, write_grid
 
-from harness.recording.records import Result, Results, Status
+from harness.recording.records import Result, Status
+from harness.recording.results import Results
 
 pytestmark = pytest.mark.slow
 

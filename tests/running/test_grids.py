@@ -10,7 +10,8 @@ import pytest
 from running.test_faults import Place, planned, runs
 from support import TROUBLE, harness, kill_when, plugin, timeless, write_grid
 
-from harness.recording.records import Result, Results
+from harness.recording.records import Result
+from harness.recording.results import Results
 
 SMALL = """
 name: small

@@ -12,7 +12,8 @@ from running.test_faults import SLOW, Place
 
 from harness.planning.grid import load_grid
 from harness.planning.plan import PlannedTrial, build_plan
-from harness.recording.records import Results, Status
+from harness.recording.records import Status
+from harness.recording.results import Results
 from harness.registry import Registry
 from harness.resources import Resources
 from harness.running.driver import unit_of

@@ -11,7 +11,8 @@ from machines import PATIENCE, machines, until
 from running.test_faults import SLOW, Place, worker_processes
 from support import harness, timeless, write_grid
 
-from harness.recording.records import Result, Results
+from harness.recording.records import Result
+from harness.recording.results import Results
 from harness.resources import Resources
 from harness.running.scheduling import Infeasible, check_feasible
 

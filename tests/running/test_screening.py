@@ -21,7 +21,8 @@ from harness.planning.errors import GridError
 from harness.planning.grid import load_grid
 from harness.planning.plan import Plan, PlannedTrial, build_plan
 from harness.planning.survey import State, survey
-from harness.recording.records import Attempt, Result, Results, Status
+from harness.recording.records import Attempt, Result, Status
+from harness.recording.results import Results
 from harness.registry import Registry
 from harness.running.screening import OUIScheduler, ScreeningScheduler
 from harness.screening import Screen, Screening, decide, quantities, read

@@ -24,7 +24,7 @@ from harness.planning.errors import GridError
 from harness.planning.grid import load_grid
 from harness.planning.plan import Plan, build_plan
 from harness.recording.grids import submissions
-from harness.recording.records import Results
+from harness.recording.results import Results
 from harness.registry import Registry, RegistryError
 from harness.running import arrival, nodes, staging, submission
 from harness.running.arrival import Refused, check_nodes
