@@ -188,6 +188,15 @@ def test_results_that_cannot_be_a_folder(place: str, tmp_path: Path) -> None:
         Results(tmp_path / place)
 
 
+@pytest.mark.parametrize("where", [("run",), ("submit", "--address", "http://127.0.0.1:9")], ids=lambda where: where[0])
+def test_an_address_of_mlflow_is_refused_before_anything_starts(where: tuple[str, ...], tmp_path: Path) -> None:
+    name, *place = where
+    arguments = [name, tmp_path / "grid.yaml", *place, "--results", tmp_path / "r", "--tracking", ""]
+    (line,) = harness(*arguments, status=2, RAY_AUTH_TOKEN="token").splitlines()
+    assert line.startswith("--tracking: found '', allowed: http://…, https://…, sqlite://…")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_grid_that_is_stopped_has_a_name(tmp_path: Path) -> None:
     (tmp_path / "grid.yaml").write_text("tasks: [digits/mlp]\n")
     with pytest.raises(GridError, match=r"name: found nothing, allowed: a text"):

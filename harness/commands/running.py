@@ -61,6 +61,7 @@ def run(
 
     if address is not None and "://" in address:
         raise fail(f"--address: from elsewhere it is: harness submit {grid} --address {address} --results FOLDER", 2)
+    _check_tracking(tracking)
     limit = _budget(budget, until_decided)
     line = again(grid, set_, plugin, results)
     registry = open_registry(plugin)
@@ -94,6 +95,17 @@ def run(
     shown = _with_results(planned, memory) if until_decided else planned
     status = conclusion(out, shown, memory, line, results)
     raise typer.Exit(status)
+
+
+def _check_tracking(tracking: str | None) -> None:
+    """Exit status 2 for an address that MLflow cannot take."""
+    from harness.recording.store import TrackingError, scheme_of
+
+    try:
+        if tracking is not None:
+            scheme_of(tracking)
+    except TrackingError as error:
+        raise fail(str(error), 2) from error
 
 
 def _budget(written: str | None, until_decided: bool) -> float | None:

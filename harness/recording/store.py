@@ -91,14 +91,27 @@ class Run:
         return names + note
 
 
-def _scheme(uri: str) -> str:
-    """The kind of store behind an address; MLflow's settings are in place from here on."""
+def scheme_of(uri: str) -> str:
+    """The kind of store that an address names.
+
+    >>> scheme_of("postgresql+psycopg2://db/mlflow")
+    'postgresql'
+
+    Raises:
+        TrackingError: if MLflow has no such stores.
+    """
     scheme = uri.split(":")[0].split("+")[0]
     if "://" not in uri or scheme not in SCHEMES:
         allowed = ", ".join(f"{known}://…" for known in SCHEMES)
         raise TrackingError(
             f"--tracking: found {uri!r}, allowed: {allowed}; file stores are not supported by MLflow any more"
         )
+    return scheme
+
+
+def _scheme(uri: str) -> str:
+    """The kind of store behind an address; MLflow's settings are in place from here on."""
+    scheme = scheme_of(uri)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("alembic").setLevel(logging.WARNING)

@@ -173,7 +173,7 @@ class Run:
         """The one writer to MLflow, beside this process: it ends after a last pass once its input closes."""
         command = [sys.executable, "-m", "harness.recording.writer"]
         command += ["--results", str(self.results.folder), "--grid", self.plan.name]
-        command += ["--tracking", self.options.tracking] if self.options.tracking else []
+        command += ["--tracking", self.options.tracking] if self.options.tracking is not None else []
         writer = subprocess.Popen(command, stdin=subprocess.PIPE)
         try:
             yield

@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from harness.planning.plan import Plan
+from harness.recording.store import TrackingError, scheme_of
 from harness.running.nodes import differences, versions
 from harness.running.scheduling import SETTINGS, Infrastructure
 from harness.running.staging import NotStaged, Order, check_size, digest, plan_digest, stage
@@ -80,6 +81,10 @@ class Target:
                     f"{name}: found an address with a user or password in it, allowed: one without; "
                     "MLflow reads MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on the head"
                 )
+        try:
+            scheme_of(self.tracking)
+        except TrackingError as error:
+            raise BadSubmission(str(error)) from error
         if self.driver_label and not re.fullmatch(r"[^=\s]+=[^=\s]+", self.driver_label):
             raise BadSubmission(f"--driver-label: found {self.driver_label!r}, allowed: NAME=VALUE")
 

@@ -225,6 +225,9 @@ def target(**fields: Any) -> submission.Target:
     [
         ({"results": "results"}, "--results: found results, allowed: an absolute path"),
         ({"tracking": "postgresql://me:hidden@host/runs"}, "--tracking: found an address with a user or password"),
+        ({"tracking": ""}, "--tracking: found '', allowed: http://…"),
+        ({"tracking": "mlruns"}, "--tracking: found 'mlruns', allowed: http://…"),
+        ({"tracking": "mongo://me:hidden@host/runs"}, "--tracking: found an address with a user or password"),
         ({"address": "http://me:hidden@127.0.0.1:8265"}, "--address: found an address with a user or password"),
         ({"driver_label": "on-demand"}, "--driver-label: found 'on-demand', allowed: NAME=VALUE"),
     ],
