@@ -1,6 +1,7 @@
 """The command line: what it answers to bad input, and what it prints."""
 
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,14 +10,19 @@ import pytest
 from planning.malformed import MALFORMED, Malformed
 from support import command, harness, plugin, write_grid
 
+from harness.cli import main
 from harness.foreground import plan_trial
 from harness.planning.errors import GridError
+from harness.planning.grid import load_grid
+from harness.planning.plan import build_plan
 from harness.planning.reading import read_name
-from harness.recording.grids import submissions
-from harness.recording.records import RecordsError
+from harness.recording.grids import open_submission, submissions
+from harness.recording.records import Attempt, RecordsError
 from harness.recording.results import Results
 from harness.registry import Registry
+from harness.running.driver import submitted
 from harness.running.stopping import stop_local
+from harness.training.trial import run_trial
 
 LIGHT = [case for case in MALFORMED if not case.heavy][::3]
 
@@ -219,6 +225,63 @@ def test_a_probe_has_no_negative_cadence(registry: Registry) -> None:
     for name in [item.name for item in registry.items("probe")]:
         with pytest.raises(ValueError, match=r"every: found -1, must not be negative"):
             registry.build_probe(name, {"every": -1})
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory, registry: Registry) -> Path:
+    """A folder with a grid of one trial, and the results of a run of it."""
+    folder = tmp_path_factory.mktemp("ran")
+    text = "name: one\ntasks: [digits/mlp]\nmethods: [adamw]\nseeds: 1\nrecipes: [{set: {steps: 20, evaluate_every: 10}}]\n"
+    plan = build_plan(load_grid(write_grid(folder, text), [], registry), registry)
+    memory, (trial,) = Results(folder / "results"), plan.trials
+    open_submission(
+        memory, plan.name, grid_text=text, trials=[submitted(trial)], left_out=[], environment={"python": "3.11"}
+    )
+    with Attempt(memory.folder, trial.hash, trial.spec.to_json(), trial.code) as attempt:
+        run_trial(trial.spec, registry, attempt)
+    return folder
+
+
+COMMANDS = {"plan": ("GRID",), "run": ("GRID",), "report": ("GRID",), "compare": ("one", "one")}
+READ = {
+    "result.json": {"plan": 3, "run": 3, "report": 3, "compare": 2},
+    "1/commit.json": {
+        "plan": 0,
+        "run": 0,
+        "report": 3,
+        "compare": 0,
+    },  # of a trial that is done, the curves alone need it
+    "1/chunk-00000.jsonl": {"plan": 0, "run": 0, "report": 3, "compare": 0},
+}
+"""How a command ends if a file is damaged."""
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_damaged_file_is_no_traceback(
+    ran: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(ran, tmp_path, dirs_exist_ok=True)
+    (trial,) = (tmp_path / "results" / "trials").iterdir()
+    (trial / name).write_bytes((trial / name).read_bytes()[:-5])
+    for asked, arguments in COMMANDS.items():
+        given = [str(tmp_path / "grid.yaml") if word == "GRID" else word for word in arguments]
+        monkeypatch.setattr(sys, "argv", ["harness", asked, *given, "--results", str(tmp_path / "results")])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == READ[name][asked], asked
+        if end.value.code:
+            (line,) = capsys.readouterr().err.splitlines()
+            assert f"{trial / name}: found damaged content (" in line
+            assert line.endswith(f"delete {trial}, and the next run computes this trial anew")
+
+
+def test_what_went_wrong_inside_is_not_taken_for_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise RuntimeError("inside")
+
+    monkeypatch.setattr("harness.cli.app", broken)
+    with pytest.raises(RuntimeError, match="inside"):
+        main()
 
 
 def test_a_plugin_that_exits_is_left_out(tmp_path: Path) -> None:

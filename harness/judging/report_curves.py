@@ -45,17 +45,18 @@ def read_tracks(memory: Results, hash: str, wanted: tuple[str, ...]) -> dict[str
     found: dict[str, Track] = defaultdict(dict)
     marks, timed = tuple(f'"{name}' for name in wanted), ""
     for chunk in commit.chunks if commit else []:
-        for line in (trial.folder / chunk).read_text(encoding="utf-8").splitlines():
-            if "time/train_seconds" in line:
-                timed = line
-            if not any(mark in line for mark in marks):
-                continue
-            record = json.loads(line)
-            match = SECONDS.search(timed)
-            seconds = float(match[1]) if match else 0.0
-            for name, value in record.get("metrics", {}).items():
-                if name.startswith(wanted):
-                    found[name][record["step"]] = (seconds, value)
+        with trial.chunk(chunk) as lines:
+            for line in lines:
+                if "time/train_seconds" in line:
+                    timed = line
+                if not any(mark in line for mark in marks):
+                    continue
+                record = json.loads(line)
+                match = SECONDS.search(timed)
+                seconds = float(match[1]) if match else 0.0
+                for name, value in record.get("metrics", {}).items():
+                    if name.startswith(wanted):
+                        found[name][record["step"]] = (seconds, value)
     return found
 
 

@@ -62,7 +62,7 @@ def survey(plan: Plan, results: Results, keep_stale: bool = False) -> Survey:
         keep_stale: leaves stale results as they are, unless they are failures.
 
     Raises:
-        RecordsError: if a result cannot be read.
+        RecordsError: if a result is damaged, or the commit that a trial to be run goes on from.
     """
     begun = _begun(results)
     view = Survey()
@@ -81,6 +81,8 @@ def survey(plan: Plan, results: Results, keep_stale: bool = False) -> Survey:
                 state, reason = State.BLOCKED, obstacle
             else:
                 run.add(trial.hash)
+                if trial.hash in begun:
+                    records.commit()  # what it goes on from, should that be damaged, is told before anything starts
                 view.to_run.append(trial)
         view.statuses[trial.hash] = state
         if reason:

@@ -26,7 +26,7 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from harness.recording.records import RecordsError, write_atomically
+from harness.recording.records import RecordsError, intact, write_atomically
 from harness.recording.results import Results
 
 
@@ -68,10 +68,12 @@ class Submission:
         Raises:
             RecordsError: if it cannot be read.
         """
+        file, advice = self.folder / name, f"delete {self.folder}, and the grid counts as never submitted that time"
         try:
-            return json.loads((self.folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RecordsError(f"{self.folder / name}: not readable ({error})") from error
+            with intact(file, advice):
+                return json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise RecordsError(f"{file}: found no such file; {advice}") from error
 
     @cached_property
     def about(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from harness.recording.grids import Submission
 from harness.recording.projection import RUNNING, Content, Summary, literal, milliseconds
+from harness.recording.records import intact
 from harness.recording.results import Results
 
 
@@ -28,11 +29,16 @@ class Report:
 
 
 def read_report(results: Results, grid: str) -> Report | None:
-    """The report of a grid, if one was written."""
+    """The report of a grid, if one was written.
+
+    Raises:
+        RecordsError: if its verdicts are damaged.
+    """
     folder = results.grid(grid)
     try:
-        page = (folder / "report.html").read_text(encoding="utf-8")
-        return Report(page, json.loads((folder / "verdicts.json").read_text(encoding="utf-8")))
+        with intact(folder / "verdicts.json", f"write it again: harness report {grid}"):
+            page = (folder / "report.html").read_text(encoding="utf-8")
+            return Report(page, json.loads((folder / "verdicts.json").read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
 

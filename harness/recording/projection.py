@@ -6,7 +6,7 @@ import json
 import math
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -98,7 +98,7 @@ def snapshot(trial: SubmittedTrial, records: TrialRecords) -> Snapshot | None:
     """The state of a trial, or None if there is nothing to show yet.
 
     Raises:
-        RecordsError: if its result cannot be read.
+        RecordsError: if its result or its commit is damaged.
     """
     while True:
         stamp = _stamp(records.folder / "result.json")
@@ -168,7 +168,7 @@ def _end(snapshot: Snapshot) -> int | None:
         return milliseconds(snapshot.result.ended)
     if snapshot.status == RUNNING:
         return None
-    times = [record["time"] for record in _read(snapshot.records, snapshot.chunks[-1:]) if "time" in record]
+    times = [record["time"] for record in snapshot.records.read(snapshot.chunks[-1:]) if "time" in record]
     return milliseconds(times[-1]) if times else snapshot.start
 
 
@@ -223,17 +223,11 @@ def valid_key(name: str) -> str:
     return posixpath.normpath(plain.strip("/. "))[:250]
 
 
-def _read(records: TrialRecords, chunks: Iterable[str]) -> Iterator[dict[str, Any]]:
-    for chunk in chunks:
-        with open(records.folder / chunk, encoding="utf-8") as file:
-            yield from map(json.loads, file)
-
-
 def points(snapshot: Snapshot, after: str | None) -> list[Point]:
     """The finite metrics of the chunks that were committed after the chunk `after`."""
     chunks = snapshot.chunks
     found = []
-    for record in _read(snapshot.records, chunks[chunks.index(after) + 1 :] if after else chunks):
+    for record in snapshot.records.read(chunks[chunks.index(after) + 1 :] if after else chunks):
         if "metrics" in record:
             step, time = record["step"], milliseconds(record["time"])
             found += [
@@ -273,7 +267,7 @@ def files(snapshot: Snapshot) -> dict[str, str]:
     folders = [snapshot.records.folder / str(attempt) for attempt in snapshot.records.attempts()]
     texts = {"log.jsonl": LOG, "output.txt": OUTPUT}
     found |= {name: text for name, file in texts.items() if (text := last(folder / file for folder in folders))}
-    actions = [json.dumps(record) for record in _read(snapshot.records, snapshot.chunks) if "action" in record]
+    actions = [json.dumps(record) for record in snapshot.records.read(snapshot.chunks) if "action" in record]
     return found | ({"actions.jsonl": "\n".join(actions) + "\n"} if actions else {})
 
 

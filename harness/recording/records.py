@@ -20,7 +20,8 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -151,6 +152,24 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) 
         raise
 
 
+@contextmanager
+def intact(file: Path, advice: str) -> Iterator[None]:
+    """Around what reads a file: says in one line what is wrong with it, and what helps. One that is missing is no trouble.
+
+    Raises:
+        RecordsError: if the file cannot be read, or is not what was once written.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise RecordsError(f"{file}: cannot be read ({error})") from error
+    except (ValueError, TypeError, KeyError) as error:
+        found = f"damaged content ({type(error).__name__}: {error})" if file.stat().st_size else "an empty file"
+        raise RecordsError(f"{file}: found {found}, allowed: what was written there; {advice}") from error
+
+
 def finite(metrics: dict[str, float]) -> dict[str, float]:
     """The metrics that are numbers: a value that is not finite becomes a status, never a metric."""
     return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
@@ -163,15 +182,25 @@ class TrialRecords:
         self.hash = hash
         self.folder = results / "trials" / hash
 
+    def _intact(self, name: str) -> AbstractContextManager[None]:
+        return intact(self.folder / name, self._advice)
+
+    @property
+    def _advice(self) -> str:
+        return f"delete {self.folder}, and the next run computes this trial anew"
+
     def result(self) -> Result | None:
-        """The result, if the trial is done or was ended."""
+        """The result, if the trial is done or was ended.
+
+        Raises:
+            RecordsError: if it is damaged.
+        """
         try:
-            content = json.loads((self.folder / "result.json").read_text())
+            with self._intact("result.json"):
+                content = json.loads((self.folder / "result.json").read_text())
+                return Result(**content | {"status": Status(content["status"])})
         except FileNotFoundError:
             return None
-        except ValueError as error:
-            raise RecordsError(f"{self.folder / 'result.json'}: not readable ({error})") from error
-        return Result(**content | {"status": Status(content["status"])})
 
     def over(self, code: str, since: float) -> Result | None:
         """The result, if under this code the trial has ended for good since a point in time."""
@@ -187,10 +216,16 @@ class TrialRecords:
         return sorted(int(child.name) for child in self.folder.iterdir() if child.name.isdigit())
 
     def commit(self) -> Commit | None:
-        """The newest commit of the newest attempt that has one."""
+        """The newest commit of the newest attempt that has one.
+
+        Raises:
+            RecordsError: if it is damaged.
+        """
         for attempt in reversed(self.attempts()):
+            name = f"{attempt}/commit.json"
             try:
-                return Commit(**json.loads((self.folder / str(attempt) / "commit.json").read_text()))
+                with self._intact(name):
+                    return Commit(**json.loads((self.folder / name).read_text()))
             except FileNotFoundError:
                 continue
         return None
@@ -199,20 +234,47 @@ class TrialRecords:
         """The file of a checkpoint that stays."""
         return self.folder / "kept" / f"{name}.pt"
 
+    @contextmanager
+    def chunk(self, name: str) -> Iterator[list[str]]:
+        """The lines of a committed chunk, each a record; what they do not hold where they are read is damage.
+
+        Raises:
+            RecordsError: if it is damaged or missing.
+        """
+        path = self.folder / name
+        try:
+            with self._intact(name):
+                text = path.read_text(encoding="utf-8")
+                if not text.endswith("\n"):
+                    raise ValueError("its last line is cut off")
+                yield text.splitlines()
+        except FileNotFoundError as error:
+            raise RecordsError(f"{path}: found no such file, which a commit names; {self._advice}") from error
+
     def records(self) -> Iterator[dict[str, Any]]:
         """All committed records, in order: each step appears once, however often the trial was interrupted."""
         commit = self.commit()
-        for chunk in commit.chunks if commit else []:
-            with open(self.folder / chunk, encoding="utf-8") as file:
-                yield from map(json.loads, file)
+        return self.read(commit.chunks if commit else [])
+
+    def read(self, chunks: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """The records of committed chunks."""
+        for name in chunks:
+            with self.chunk(name) as lines:
+                yield from map(json.loads, lines)
 
     def verdict(self, mark: str, code: str) -> str:
-        """Why a rule that compares trials stops this one; empty if it does not, or did under another rule or code."""
+        """Why a rule that compares trials stops this one; empty if it does not, or did under another rule or code.
+
+        Raises:
+            RecordsError: if it is damaged.
+        """
+        file = self.folder / "verdict.json"
         try:
-            content = json.loads((self.folder / "verdict.json").read_text())
+            with intact(file, "delete it, and the rule decides again in the next run"):
+                content = json.loads(file.read_text())
+                return str(content["reason"]) if (content["mark"], content["code"]) == (mark, code) else ""
         except FileNotFoundError:
             return ""
-        return str(content["reason"]) if (content["mark"], content["code"]) == (mark, code) else ""
 
     def leave_verdict(self, mark: str, code: str, reason: str) -> None:
         """Tells the trial, which may be running elsewhere, that a rule stops it."""
@@ -275,6 +337,7 @@ class Attempt:
     Raises:
         Locked: if another process holds the trial.
         Over: if the trial has ended since.
+        RecordsError: if what was committed is damaged, or cannot be written.
     """
 
     def __init__(
@@ -290,18 +353,24 @@ class Attempt:
     def __enter__(self) -> Attempt:
         folder = self.trial.folder
         self._lock = hold(folder, self._wait)
-        if self.trial.over(self.code, self._since):  # by whoever held the lock until now
+        try:
+            self._begin(folder)
+        except BaseException:
             self._lock.release()
+            raise
+        return self
+
+    def _begin(self, folder: Path) -> None:
+        if self.trial.over(self.code, self._since):  # by whoever held the lock until now
             raise Over(f"trial {folder.name} has ended meanwhile")
         number = (self.trial.attempts() or [0])[-1] + 1
+        self.state = self._taken_up(number)
         holder = f"host {socket.gethostname()}, process {os.getpid()}, attempt {number}"
         write_atomically(folder / "holder", holder, durable=False)
         write_atomically(folder / "trial.json", self._spec_json, durable=False)
         (folder / "result.json").unlink(missing_ok=True)
-        self.state = self._taken_up(number)
         self.folder = folder / str(number)
         self.folder.mkdir()
-        return self
 
     def _taken_up(self, number: int) -> Commit:
         """Where this attempt begins."""

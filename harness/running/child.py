@@ -34,6 +34,10 @@ ENDINGS = ("", "interrupted", "locked", "unwritable", "alone", FOLLOWED)
 """How a child may rightly end without a result. It says so in shared memory: an author's code may choose any exit code."""
 
 
+TOLD = 1024
+"""Where in shared memory, beyond all endings, it is said why records cannot be read or written."""
+
+
 class Child:
     """What a child does from the fork to its end.
 
@@ -41,7 +45,7 @@ class Child:
         results: the results folder.
         registry: what is registered, imported before the fork.
         commit_every: seconds between commits.
-        shared: the step in 8 bytes, and for each trial the index of its ending.
+        shared: the step in 8 bytes, for each trial the index of its ending, and why records were of no use.
         seat: this process's place among the ranks of a trial that has several. All but the first follow that one: they
             write nothing, and they end when it does.
     """
@@ -174,6 +178,8 @@ class Child:
 
     def _trouble(self, number: int, error: RecordsError) -> None:
         print(error, file=sys.stderr)
+        room = len(self.shared) - TOLD
+        self.shared[TOLD:] = str(error).encode()[:room].ljust(room, b"\0")
         self.shared[8 + number] = ENDINGS.index("locked" if isinstance(error, Locked) else "unwritable")
 
 

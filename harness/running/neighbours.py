@@ -10,7 +10,6 @@ that decided it. A trial that is stopped finds a verdict in its folder, commits 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -85,11 +84,9 @@ class Neighbours(FIFOScheduler):
         if commit is None or commit.code != trial.code:
             return
         metric = self._metrics[trial.task_label][0]
-        for chunk in commit.chunks[self._read.get(hash, 0) :]:
-            for line in (records.folder / chunk).read_text(encoding="utf-8").splitlines():
-                record = json.loads(line)
-                if metric in record.get("metrics", {}):
-                    yield record["step"], record["metrics"][metric]
+        for record in records.read(commit.chunks[self._read.get(hash, 0) :]):
+            if metric in record.get("metrics", {}):
+                yield record["step"], record["metrics"][metric]
         self._read[hash] = len(commit.chunks)
 
     def _show(self, trial: PlannedTrial, step: int, score: float) -> None:

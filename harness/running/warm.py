@@ -32,7 +32,7 @@ from harness.recording.records import (
     end_without_result,
 )
 from harness.resources import Seat
-from harness.running.child import ENDINGS, Child
+from harness.running.child import ENDINGS, TOLD, Child
 from harness.running.units import APART, UnitTrial
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Warm:
         self.results = Path(settings["results"])
         self.commit_every = float(settings["commit_every"])
         self.plugins = settings["plugins"]
-        self.shared = mmap.mmap(-1, mmap.PAGESIZE)  # the step in 8 bytes, and for each trial the index of its ending
+        self.shared = mmap.mmap(-1, mmap.PAGESIZE)  # what is where: `Child`
         self.stopping: float | None = None
 
     def serve(self) -> None:
@@ -124,6 +124,8 @@ class Warm:
         _end_group(pid)
         for number, order in enumerate(orders):
             status, reason = _ending(waited, cause, ENDINGS[self.shared[8 + number]])
+            if reason == "unwritable":
+                reason += f": {self.shared[TOLD:].rstrip(bytes(1)).decode(errors='replace')}"
             told: str | None = status
             if status in (Status.FAILED, Status.OUT_OF_MEMORY) and len(orders) > 1 and not self._ended(order, started):
                 told = APART

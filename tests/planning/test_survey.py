@@ -11,7 +11,7 @@ from planning.malformed import grid
 
 from harness.planning.plan import Plan, PlannedTrial
 from harness.planning.survey import State, estimate, survey
-from harness.recording.records import Attempt, Result, Status, write_atomically
+from harness.recording.records import Attempt, RecordsError, Result, Status, write_atomically
 from harness.recording.results import Results
 
 Planner = Callable[..., Plan]
@@ -27,6 +27,19 @@ def end(memory: Results, trial: PlannedTrial, status: Status = Status.FINISHED, 
     result = Result(trial.hash, status, trial.code, metrics={"val/loss": 0.5}, started=100.0, ended=103.0)
     content = json.dumps(asdict(replace(result, **further)))  # type: ignore[arg-type]
     write_atomically(memory.folder / "trials" / trial.hash / "result.json", content, durable=False)
+
+
+def test_a_damaged_commit_is_told_before_anything_starts(planned: Planner, memory: Results) -> None:
+    plan = planned(grid(seeds="2"))
+    begun = plan.trials[1]
+    with Attempt(memory.folder, begun.hash, begun.spec.to_json(), begun.code) as attempt:
+        attempt.commit(1, b"checkpoint")
+    assert survey(plan, memory).counts == {State.NEW: 1, State.UNFINISHED: 1}
+    (memory.trial(begun.hash).folder / "1" / "commit.json").write_text("{")
+    with pytest.raises(RecordsError, match=r"1/commit\.json: found damaged content"):
+        survey(plan, memory)
+    end(memory, begun)
+    assert survey(plan, memory).to_run == plan.trials[:1], "of a trial that is done nobody reads it"
 
 
 def test_without_results_everything_is_new(planned: Planner, memory: Results) -> None:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -147,10 +148,66 @@ def test_what_cannot_be_written_says_so(tmp_path: Path) -> None:
         write_atomically(tmp_path / "file" / "below", "x")
 
 
-def test_what_cannot_be_read_says_so(results: Path) -> None:
-    write_atomically(results / "trials" / "abc" / "result.json", "{")
-    with pytest.raises(RecordsError, match=r"result\.json: not readable"):
-        TrialRecords(results, "abc").result()
+READERS: dict[str, Callable[[TrialRecords], object]] = {
+    "result.json": TrialRecords.result,
+    "1/commit.json": TrialRecords.commit,
+    "1/chunk-00000.jsonl": lambda trial: list(trial.records()),
+    "verdict.json": lambda trial: trial.verdict("mark", "code"),
+}
+DAMAGE = {
+    "empty": (b"", "an empty file"),
+    "no JSON": (b"\x00\x00\n", "damaged content (JSONDecodeError: "),
+    "cut off": (None, "damaged content ("),
+    "no text": (b"\xff\xfe\n", "damaged content (UnicodeDecodeError: "),
+    "something else": (b"[1, 2]", "damaged content ("),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", READERS)
+def test_damage_is_told_in_one_line(results: Path, name: str, damage: str) -> None:
+    with attempt(results) as one:
+        one.record({"step": 1, "metrics": {"train/loss": 0.5}})
+        one.finish(result())
+        one.trial.leave_verdict("mark", "code", "reason")
+    trial = TrialRecords(results, "abc")
+    for reader in READERS.values():
+        assert reader(trial), "what is whole is read"
+    content, found = DAMAGE[damage]
+    file = trial.folder / name
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.raises(RecordsError) as raised:
+        READERS[name](trial)
+    (line,) = str(raised.value).splitlines()
+    assert line.startswith(f"{file}: found {found}")
+    gone = "it" if name == "verdict.json" else trial.folder
+    assert f", allowed: what was written there; delete {gone}, and " in line
+
+
+def test_a_missing_chunk_is_told_in_one_line(results: Path) -> None:
+    with attempt(results) as one:
+        one.record({"step": 1})
+        one.commit(1)
+    chunk = results / "trials" / "abc" / "1" / "chunk-00000.jsonl"
+    chunk.unlink()
+    with pytest.raises(RecordsError, match=rf"{chunk}: found no such file, which a commit names; delete "):
+        steps(results)
+
+
+def test_a_damaged_commit_is_not_gone_on_from_and_nothing_is_lost_by_the_try(results: Path) -> None:
+    with attempt(results) as one:
+        one.record({"step": 1})
+        one.finish(result())
+    (results / "trials" / "abc" / "1" / "commit.json").write_text("{")
+    for _ in range(2):  # the lock is let go
+        with (
+            pytest.raises(RecordsError, match=r"1/commit\.json: found damaged content"),
+            attempt(results, "other code"),
+        ):
+            pass
+    trial = TrialRecords(results, "abc")
+    assert trial.result() == result() and trial.attempts() == [1]
 
 
 def test_object_stores_are_refused() -> None:

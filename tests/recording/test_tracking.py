@@ -27,7 +27,7 @@ from harness.identity import Part, TrialSpec
 from harness.recipe import Recipe
 from harness.recording.grids import open_submission, submissions
 from harness.recording.projection import MLFLOW_STATUS, RUNNING, UNFINISHED, params, valid_key
-from harness.recording.records import Attempt, Result, Status, end_without_result
+from harness.recording.records import Attempt, RecordsError, Result, Status, end_without_result
 from harness.recording.results import Results
 from harness.recording.store import Run, Store, TrackingError
 from harness.recording.tracking import Projection, Report, default_uri, sync, ui_command
@@ -493,6 +493,31 @@ def test_bad_input_is_answered(memory: Results) -> None:
         sync(memory, "demo", f"http://127.0.0.1:{free_port()}")
     with pytest.raises(TrackingError, match="in a browser"):
         ui_command(memory, "http://127.0.0.1:5000")
+
+
+@pytest.mark.parametrize("name", ["result.json", "1/commit.json", "1/chunk-00001.jsonl"])
+def test_a_damaged_trial_is_named_and_the_others_are_shown(memory: Results, name: str) -> None:
+    trials = [spec(0), spec(1)]
+    submit(memory, trials)
+    for trial in trials:
+        train(memory, trial)
+    file = memory.trial(trials[0].hash).folder / name
+    file.write_bytes(file.read_bytes()[:-5])
+    report = sync(memory, "demo")
+    assert (report.runs, report.pending) == (1, 1)
+    assert report.problem.startswith(f"trial {trials[0].hash}: {file}: found damaged content (")
+    assert f"delete {memory.trial(trials[0].hash).folder}, and the next run computes this trial anew" in report.problem
+
+
+@pytest.mark.parametrize("name", ["submissions/0001/plan.json", "submissions/0001/submission.json", "verdicts.json"])
+def test_a_damaged_grid_is_told_in_one_line(memory: Results, name: str) -> None:
+    submit(memory, [spec()])
+    for content in ("report.html", "verdicts.json"):
+        (memory.grid("demo") / content).write_text("[]")
+    file = memory.grid("demo") / name
+    file.write_text("{")
+    with pytest.raises(RecordsError, match=f"{file}: found damaged content"):
+        sync(memory, "demo")
 
 
 def start_writer(results: Results, *options: str) -> subprocess.Popen[bytes]:

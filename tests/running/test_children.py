@@ -104,6 +104,20 @@ def timeless(result: Result) -> dict[str, float]:
     return {name: value for name, value in result.metrics.items() if not name.startswith(("time/", "system/"))}
 
 
+def test_records_that_are_of_no_use_are_named(warm: WarmHandle, plugins: Registry, place: Path) -> None:
+    spec = replace(short_spec(plugins, "digits/mlp", [Part("adamw")]), seed={"init": 77})
+    order = unit_trial(plugins, spec)
+    with Attempt(place / "results", spec.hash, spec.to_json(), order.code) as attempt:
+        attempt.commit(1, b"checkpoint")
+    file = attempt.folder / "commit.json"
+    file.write_text("{")
+    warm.start([order])
+    event = wait_for(warm, "ended")
+    assert event["status"] is None
+    assert str(event["reason"]).startswith(f"unwritable: {file}: found damaged content (")
+    assert str(event["reason"]).endswith("and the next run computes this trial anew")
+
+
 def child_of(warm: WarmHandle) -> psutil.Process:
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
