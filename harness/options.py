@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 Schema = dict[str, Any]
+OFFERED = 6
+"""Names that an error lists of what is registered."""
 _NAMES = {int: "int", float: "float", str: "str", bool: "bool"}
 
 
@@ -119,6 +121,24 @@ def check_all(values: Mapping[str, Any], schemas: Mapping[str, Schema], owner: s
             )
         checked[name] = check(value, schemas[name], name)
     return checked
+
+
+def offered(name: str, known: Iterable[str], all_of_them: str) -> str:
+    """Names as an error about a wrong one lists them: the nearest first, and of many the nearest few.
+
+    >>> offered("adamv", ["sgd", "adamw"], "harness list")
+    'adamw, sgd'
+    >>> offered("adamv", ["gelu", "sgd", "relu", "adam", "adamw", "lbfgs", "swish"], "harness list")
+    'adam, adamw, sgd, swish, relu, lbfgs and 1 more (harness list)'
+
+    Args:
+        name: the wrong one.
+        known: the right ones.
+        all_of_them: what shows all of them.
+    """
+    names = sorted(known, key=lambda item: (difflib.SequenceMatcher(None, item, name).ratio(), item), reverse=True)
+    more = f" and {len(names) - OFFERED} more ({all_of_them})" if len(names) > OFFERED else ""
+    return ", ".join(names[:OFFERED]) + more
 
 
 def nearest(name: Any, known: Iterable[Any]) -> str:

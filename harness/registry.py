@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, dataclass_transform
 
 from harness import sources
 from harness.names import CONTROLS, split_control
-from harness.options import Schema, check_all, nearest, schema_of
+from harness.options import Schema, check_all, nearest, offered, schema_of
 
 if TYPE_CHECKING:
     from harness.claim import Claim
@@ -236,7 +236,8 @@ class Registry:
         known = [item.name for item in self.items(kind)]
         broken = "".join(f"; {origin} did not load ({error})" for origin, error in self.broken.items())
         raise RegistryError(
-            f"found {name!r}, which is no {kind}, allowed: {', '.join(known)}{nearest(name, known)}{broken}"
+            f"found {name!r}, which is no {kind}, allowed: {offered(name, known, 'harness list')}"
+            f"{nearest(name, known)}{broken}"
         )
 
     def load(self, kind: Kind, name: str) -> type:

@@ -76,7 +76,9 @@ def test_list_and_describe() -> None:
     card = harness("describe", "balanced_adam")
     for part in ("beta", "0.95", "owns: betas, optimizer", "arXiv 2601.21739"):
         assert part in card
-    assert "did you mean 'balanced_adam'?" in harness("describe", "balanced_adan", status=2)
+    refused = harness("describe", "balanced_adan", status=2)
+    assert refused.startswith("NAME: found 'balanced_adan', allowed: balanced_adam, ")
+    assert refused.endswith(" more (harness list); did you mean 'balanced_adam'?\n")
 
 
 def test_a_plugin_is_checked(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from support import plugin
 
 from harness import sources
 from harness.options import OptionError, check, check_all, schema_of
-from harness.registry import KINDS, Collision, Registry, RegistryError
+from harness.registry import KINDS, Collision, Kind, Registry, RegistryError
 
 
 def test_options_are_dataclass_fields(tmp_path: Path) -> None:
@@ -87,6 +87,23 @@ def test_unknown_names_name_broken_plugins(tmp_path: Path) -> None:
     registry = Registry([plugin(tmp_path, "raise RuntimeError('broken')")])
     with pytest.raises(RegistryError, match=r"did you mean 'adamw'.*plugin plugin\.py did not load.*broken"):
         registry.item("method", "adamww")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_many_names_the_nearest_are_listed_first(registry: Registry, kind: Kind) -> None:
+    known = [item.name for item in registry.items(kind)]
+    for name in known:
+        wrong = f"{name[:-1]}_"
+        with pytest.raises(RegistryError) as raised:
+            registry.item(kind, wrong)
+        said = str(raised.value)
+        listed, _, rest = said.removeprefix(f"found {wrong!r}, which is no {kind}, allowed: ").partition(
+            "; did you mean "
+        )
+        names, _, more = listed.partition(" and ")
+        assert rest == f"{names.split(', ')[0]!r}?"
+        assert set(names.split(", ")) <= set(known) and len(names.split(", ")) == 6
+        assert more == (f"{len(known) - 6} more (harness list)" if len(known) > 6 else "")
 
 
 def test_a_missing_plugin_file_is_reported(tmp_path: Path) -> None:

@@ -52,10 +52,10 @@ def describe(
     listed = [item for kind in (*KINDS, "claim") for item in registry.items(kind)]
     found = [item for item in listed if item.name == name]
     if not found:
-        from harness.options import nearest
+        from harness.options import nearest, offered
 
         known = [item.name for item in listed]
-        raise fail(f"NAME: found {name!r}, allowed: {', '.join(known)}{nearest(name, known)}", 2)
+        raise fail(f"NAME: found {name!r}, allowed: {offered(name, known, 'harness list')}{nearest(name, known)}", 2)
     out = console()
     for item in found:
         out.print(card(item))

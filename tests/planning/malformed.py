@@ -9,6 +9,8 @@ tasks: [digits/mlp]
 methods: [adamw]
 seeds: 1
 """
+MORE = " more (harness list); did you mean "
+"""How the list of the nearest names ends."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +96,16 @@ MALFORMED = [
         heavy=True,
     ),
     # Names.
-    Malformed("unknown task", grid(tasks="[digits/mpl]"), "tasks[0]", ("digits/cnn", "did you mean 'digits/mlp'?")),
     Malformed(
-        "unknown method", grid(methods="[adamw, balanced_adm]"), "methods[1]", ("sgd", "did you mean 'balanced_adam'?")
+        "unknown task", grid(tasks="[digits/mpl]"), "tasks[0]", ("digits/cnn", MORE, "did you mean 'digits/mlp'?")
+    ),
+    Malformed(
+        "unknown method", grid(methods="[adamw, balanced_adm]"), "methods[1]", (MORE, "did you mean 'balanced_adam'?")
     ),
     Malformed("unknown member", grid(methods="[adamw + fed_agv]"), "methods[0]", ("did you mean 'fed_avg'?",)),
-    Malformed("unknown probe", GOOD + "probes: [ouy]\n", "probes[0]", ("no probe", "did you mean 'oui'?")),
+    Malformed(
+        "unknown probe", GOOD + "probes: [ouy]\n", "probes[0]", ("no probe", "allowed: oui, ", "did you mean 'oui'?")
+    ),
     Malformed("half a composition", grid(methods="[adamw + ]"), "methods[0]", ("found 'adamw +'", "a + b")),
     Malformed("composed with itself", grid(methods="[sgd + sgd]"), "methods[0]", ("different ones",)),
     Malformed("control", grid(methods="[mean_of(adamw)]"), "methods[0]", ("needs runs of", "beside it")),
