@@ -167,8 +167,17 @@ def _possible(plan: Plan, registry: Registry, gone: int) -> tuple[list[Read], fl
     return reads, looks(plan)[-1].level, outcomes
 
 
+def corrected(family: int) -> str:
+    """What the correction over a family of claims is told as.
+
+    >>> corrected(1), corrected(2)
+    ('corrected for 1 claim', 'corrected for 2 claims')
+    """
+    return f"corrected for {family} claim{'s' * (family != 1)}"
+
+
 def _too_few(read: Read, level: float, family: int) -> str:
-    return f"{read.seeds} seeds are too few at {level:.3g}, corrected for {family} claims"
+    return f"{read.seeds} seeds are too few at {level:.3g}, {corrected(family)}"
 
 
 def _needed(read: Read, level: float, family: int, sides: tuple[int, ...]) -> str:

@@ -8,7 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from harness.judging.history import Written, asked_before
-from harness.judging.reading import one_sided, undecidable
+from harness.judging.reading import corrected, one_sided, undecidable
 from harness.judging.verdicts import Part, Verdict
 from harness.planning.plan import Plan
 from harness.registry import Registry
@@ -51,7 +51,7 @@ def rests(verdict: Verdict) -> str:
     if rest["tuning"]:
         told.append(f"points of tuning: {_counts(rest['tuning'])}")
     look = f" at look {verdict.look}" if verdict.look else ""
-    judged = f"judged with {verdict.seeds} seeds{look}, corrected for {verdict.family} claims"
+    judged = f"judged with {verdict.seeds} seeds{look}, {corrected(verdict.family)}"
     return "; ".join([*told, judged, f"claim {verdict.hash}"])
 
 

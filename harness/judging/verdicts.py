@@ -14,7 +14,7 @@ from harness.claim import Claim
 from harness.judging.evidence import WORST, Curves, Evidence, units
 from harness.judging.history import Written, asked_before, exploratory, history
 from harness.judging.paired import Paired, describe, detectable_effect, holm
-from harness.judging.reading import Look, Read, contrast_p, looks, read_claims
+from harness.judging.reading import Look, Read, contrast_p, corrected, looks, read_claims
 from harness.judging.scores import Contrast
 from harness.planning.plan import Plan
 from harness.recording.records import Result, Status
@@ -238,16 +238,16 @@ def _part(contrast: Contrast, claim: Claim, level: float, detectable: float | No
 
 def _reason(stand: Stand, n: int, detectable: float | None) -> str:
     read = stand.read
-    family = f"{stand.family} claims" + (f", {stand.forgone} of them asked before" if stand.forgone else "")
+    family = corrected(stand.family) + (f", {stand.forgone} of them asked before" if stand.forgone else "")
     if read.trouble:
         return read.trouble
     if held := read.held:
         return f"held back by {len(held)} trials: {held[0]}" + (" and others" if len(held) > 1 else "")
     if stand.outcome is not Outcome.UNDECIDED:
         p = stand.p[0] if stand.outcome is Outcome.SUPPORTED else stand.p[1]
-        return f"p = {p:.3g} at most {stand.look.level:.3g}, {n} seeds, corrected for {family}"
+        return f"p = {p:.3g} at most {stand.look.level:.3g}, {n} seeds, {family}"
     if detectable is None:
-        return f"{n} seeds cannot decide it at {stand.look.level:.3g}, corrected for {family}"
+        return f"{n} seeds cannot decide it at {stand.look.level:.3g}, {family}"
     return f"p = {stand.p[0]:.3g} and {stand.p[1]:.3g}; found would have been {detectable:.2g} standard deviations"
 
 

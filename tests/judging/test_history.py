@@ -279,4 +279,4 @@ def test_compare_on_the_command_line(tmp_path: Path, registry: Registry) -> None
         metric_of({}, by="probe/x")("t")
     grid = one.folder / "grid.yaml"
     planned = harness("plan", grid, "--set", "seeds=4", "--results", one.memory.folder, HARNESS_CACHE=WARM)
-    assert "4 seeds are too few at 0.05, corrected for 1 claims: 5 would do" in " ".join(planned.split())
+    assert "4 seeds are too few at 0.05, corrected for 1 claim: 5 would do" in " ".join(planned.split())

@@ -19,6 +19,7 @@ from harness.judging.paired import sign_flip_p
 from harness.judging.ranks import ranking
 from harness.judging.reading import looks, one_sided, undecidable
 from harness.judging.statistics import AGGREGATES, aggregate, profile
+from harness.judging.telling import rests
 from harness.judging.verdicts import Outcome, Verdict, _stands, judge
 from harness.planning.plan import Plan
 from harness.registry import Registry
@@ -52,6 +53,12 @@ def test_better_not_worse_and_ordered(registry: Registry) -> None:
         ({"better": "a", "than": "b", "ties": 2.0}, U),
     ):
         assert one(made_plan([claim], methods=methods), scores, registry).outcome is outcome, claim
+
+
+def test_a_single_claim_is_told_as_one(registry: Registry) -> None:
+    verdict = one(made_plan([{"better": "a", "than": "b"}]), {"t · a": UP, "t · b": 0 * UP}, registry)
+    assert verdict.reason == f"p = {2**-10:.3g} at most 0.05, 10 seeds, corrected for 1 claim"
+    assert "judged with 10 seeds, corrected for 1 claim; claim " in rests(verdict)
 
 
 def test_a_claim_over_tasks_holds_on_every_one_and_wins_counts_them(registry: Registry) -> None:
@@ -246,7 +253,7 @@ def test_the_plan_flags_what_could_come_out_one_way_only(registry: Registry) -> 
     """Five seeds give p = 1/32 at best: enough for "on every one of two tasks", not for "not on every one", twice that."""
     claim = {"better": "a", "than": "b"}
     (reason,) = one_sided(made_plan([claim], tasks=("t", "u"), seeds=5), registry).values()
-    assert reason == "5 seeds are too few at 0.05, corrected for 1 claims for contradicted: 6 would do"
+    assert reason == "5 seeds are too few at 0.05, corrected for 1 claim for contradicted: 6 would do"
     assert not one_sided(made_plan([claim], tasks=("t", "u"), seeds=6), registry)
     assert not one_sided(made_plan([claim], tasks=("t", "u"), seeds=4), registry)
 
