@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -17,6 +18,7 @@ import papers
 import pytest
 import scipy
 from judging.made import ended, made_plan
+from ruamel.yaml import YAML
 from support import harness, run
 
 from harness.judging.verdicts import Outcome, judge
@@ -196,6 +198,21 @@ def test_the_kind_of_claim_is_judged(drifts: list[float], outcome: Outcome, tmp_
         assert part.differences == pytest.approx([0.2 - abs(drift) for drift in drifts])
 
 
+KINDS = re.findall(r"(?m)^\| (?:`\w+`)? \| `(\{.*?\})` \|", (DOCS / "claims.md").read_text())
+"""The examples of the table of kinds."""
+
+
+def test_the_table_of_kinds_has_them_all_and_its_examples_are_claims(registry: Registry) -> None:
+    kinds = {item.name for item in registry.items("claim")}
+    found = []
+    for text in KINDS:
+        fields = YAML(typ="safe", pure=True).load(text)
+        (kind,) = kinds & set(list(fields)[:1])
+        registry.build_claim(kind, fields).check()
+        found.append(kind)
+    assert set(found) == kinds
+
+
 @pytest.mark.parametrize("page", [page.name for page in sorted(DOCS.glob("**/*.md")) if ">>>" in page.read_text()])
 def test_the_examples_print_what_they_say(page: str) -> None:
     (file,) = DOCS.rglob(page)
@@ -221,7 +238,36 @@ def links(page: Path) -> list[str]:
     return [link for link in found if "://" not in link and not link.startswith("#")]
 
 
-@pytest.mark.parametrize("page", [*sorted(DOCS.rglob("*.md")), ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def options(command: str) -> set[str]:
+    """What a command of `harness` takes, by long and short name."""
+    from typer.main import get_command
+
+    from harness.cli import app
+
+    group: Any = get_command(app)
+    return {name for option in group.commands[command].params for name in option.opts} | {"--help"}
+
+
+GIVEN = sorted(
+    {
+        (command, option)
+        for page in (*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md")
+        for command, words in re.findall(r"(?m)(?:^ *|`)harness ([a-z]+)([^`\n#]*)", page.read_text())
+        for option in re.findall(r" (--?[a-z][a-z-]*)", words)
+    }
+)
+
+
+@pytest.mark.parametrize(("command", "option"), GIVEN)
+def test_every_option_of_a_page_s_commands_exists(command: str, option: str) -> None:
+    assert option in options(command)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [*sorted(DOCS.rglob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "README.md", ROOT / "clusters" / "README.md"],
+    ids=lambda page: page.name,
+)
 def test_every_link_leads_somewhere(page: Path) -> None:
     for link in links(page):
         assert (page.parent / link.split("#")[0]).exists(), link
