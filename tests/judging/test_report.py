@@ -19,6 +19,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from judging.made import ended, made_plan
+from papers_tables import verdict_rows
+from rich.console import Console
 from scipy import stats
 
 from harness.judging.figures import Line, csv_text, curves, harmless
@@ -29,7 +31,7 @@ from harness.judging.report_rules import Rules
 from harness.judging.telling import difference, verdicts
 from harness.planning.plan import LeftOut, Plan
 from harness.recording.grids import open_submission
-from harness.recording.overview import grid_content, read_report
+from harness.recording.overview import Report, grid_content, read_report
 from harness.recording.records import Attempt, Result, Status
 from harness.recording.results import Results
 from harness.registry import Registry
@@ -449,6 +451,53 @@ def test_the_parent_run_in_mlflow_tells_the_verdicts(small: tuple[Findings, Resu
     for verdict in found.verdicts:
         assert f"- **{verdict.outcome}**" in told and f"`{verdict.sentence}`" in told
     assert "report" not in grid_content("made", [submission], {}, False).tags
+
+
+def test_an_exploratory_claim_is_marked_wherever_a_verdict_is_shown(small: tuple[Findings, Results]) -> None:
+    found, memory = small
+    marked = replace(found.verdicts[0], exploratory=["it was added or changed after the last run of the grid"])
+    plain = replace(found.verdicts[1], exploratory=[])
+    marked_findings = replace(found, verdicts=[marked, plain])
+    page = " ".join(" ".join(Page(html(marked_findings, memory)).texts).split())
+    assert page.count("(exploratory)") == 1 and page.count(f"Exploratory: {marked.exploratory[0]}.") == 1
+    headings = [line for line in markdown(marked_findings).splitlines() if "(exploratory)" in line]
+    assert headings == [f"## {str(marked.outcome).capitalize()} (exploratory): `{marked.sentence}`"]
+    assert marked.exploratory[0] in markdown(marked_findings)
+    terminal = io.StringIO()
+    for part in verdicts([marked, plain]):
+        Console(width=600, file=terminal).print(part)
+    assert terminal.getvalue().count("(exploratory)") == 1 and marked.exploratory[0] in terminal.getvalue()
+    submission = open_submission(
+        memory, "marked", grid_text="", trials=[submitted(t) for t in found.plan.trials], left_out=[], environment={}
+    )
+    report = Report("page", [marked.to_json(), plain.to_json()])
+    note = grid_content("marked", [submission], {}, False, report).tags["mlflow.note.content"]
+    assert note.count(f"- **{marked.outcome}** (exploratory): `{marked.sentence}`") == 1
+    assert note.count("(exploratory)") == 1
+    outcomes = [row[3] for row in verdict_rows([marked, plain])]
+    assert outcomes == [f"**{marked.outcome}, exploratory**", f"**{plain.outcome}**"]
+
+
+def test_all_numbers_of_twenty_methods_on_twenty_tasks_with_ten_seeds_take_seconds(
+    tmp_path: Path, registry: Registry
+) -> None:
+    """All of a report but its drawings: 380 verdicts, tables with their tests, and what is said over all tasks."""
+    methods, tasks = [f"m{i}" for i in range(20)], [f"t{i}" for i in range(20)]
+    claims = [{"better": "m0", "than": method, "on": task} for method in methods[1:] for task in tasks]
+    plan = made_plan(claims, tasks=tasks, methods=methods, registry=registry)
+    _, memory = findings(plan, ended(plan, scores(plan)), tmp_path)
+    spent = []
+    for _ in range(2):  # the lesser of two counts: other work on the machine adds to the CPU time of this one
+        started = time.process_time()
+        found = gather(plan, memory, registry)
+        section = overall(found)
+        spent.append(time.process_time() - started)
+    assert min(spent) < 5.0
+    assert len(found.verdicts) == 380 and [len(table.rows) for table in found.tables] == [20] * 20
+    assert all(row.p is not None for table in found.tables for row in table.rows[1:] if row.label != "m0")
+    shown = " ".join([*(table.title for table in section.tables), *(figure.title for figure in section.figures)])
+    for part in ("Aggregates", "Failure rates", "Performance profile", "Ranks over tasks"):
+        assert part in shown, part
 
 
 @pytest.mark.slow
