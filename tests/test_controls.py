@@ -16,9 +16,10 @@ from harness.names import CONTROLS, SEEDS_AHEAD
 from harness.planning.errors import GridError
 from harness.planning.grid import load_grid
 from harness.planning.plan import build_plan
-from harness.recording.records import ACTIONS, Result, Status, TrialRecords
+from harness.recording.records import ACTIONS, Attempt, Result, Status, TrialRecords
 from harness.recording.results import Results
 from harness.registry import Registry
+from harness.training.trial import run_trial
 
 ADAPTIVE = """
 import torch
@@ -162,6 +163,32 @@ def test_a_grid_plans_controls_after_what_they_take(registry: Registry, tmp_path
         assert mean.spec.requires == [Requirement("methods.0", found["damps", seed].hash, ACTIONS)]
         assert replay.spec.requires == [Requirement("methods.0", found["damps", (seed + 1) % 3].hash, ACTIONS)]
         assert (mean.stage, found["shuffled(damps)", seed].stage) == (1, 0)
+
+
+def test_controls_leave_a_run_that_is_under_way(registry: Registry, tmp_path: Path) -> None:
+    """Each begins where plain AdamW was after a quarter, and takes only what the method did from there on."""
+    text = GRID.replace("seeds: 3", "seeds: 2") + "start: {from: adamw, at: 0.25}\n"
+    plan = build_plan(load_grid(write_grid(tmp_path, text), [], registry), registry)
+    found = {(trial.method_label, trial.spec.seed["init"]): trial for trial in plan.trials}
+    trunk, other = found["adamw", 0], found["adamw", 1]
+    for trial in sorted(plan.trials, key=lambda trial: trial.stage):
+        starts = [required.hash for required in trial.spec.requires if required.path == "start"]
+        seed = trial.spec.seed["init"]
+        assert starts == ([] if trial in (trunk, other) else [(trunk, other)[seed].hash])
+        with Attempt(tmp_path, trial.hash, trial.spec.to_json(), "test") as attempt:
+            keep = sorted(plan.kept.get(trial.hash, ()))
+            assert run_trial(trial.spec, registry, attempt, keep=keep).status is Status.FINISHED
+    did = {key: actions(tmp_path, trial.spec, "scale") for key, trial in found.items()}
+    own = did["damps", 0]
+    assert len(own) == 15 and did["adamw", 0] == []
+    records = TrialRecords(tmp_path, found["damps", 0].hash).records()
+    assert min(record["step"] for record in records if "action" in record) == 5, "steps that are done"
+    assert did["replay(damps)", 1] == own, "what seed 0 did"
+    mean = fmean(value for values in own for value in values.values())
+    (given,) = {value for values in did["mean_of(damps)", 0] for value in values.values()}
+    assert given == pytest.approx(mean, rel=1e-12)
+    assert sorted(did["shuffled(damps)", 0][0].values()) == sorted(own[0].values())
+    assert did["delayed(damps)", 0][:3] == [own[0]] * 3, "two actions late, the first one until then"
 
 
 @pytest.mark.parametrize(

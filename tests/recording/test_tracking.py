@@ -214,6 +214,25 @@ def test_the_parent_holds_the_grid(memory: Results) -> None:
     assert (reopened["tags"]["submissions"], reopened["info"][2]) == ("2", "KILLED")
 
 
+def test_the_report_is_an_artifact_of_the_parent_run_in_its_newest_form(memory: Results) -> None:
+    from mlflow import MlflowClient
+
+    submit(memory, [spec(0)])
+    train(memory, spec(0))
+    sync(memory, "demo")
+    assert "report.html" not in shown(memory)["parent"]["files"]
+    client, folder = MlflowClient(default_uri(memory)), memory.grid("demo")
+    for page in ("<p>first</p>", "<p>second</p>"):
+        verdict = {"outcome": "supported", "exploratory": [], "sentence": "a is better", "reason": page}
+        (folder / "report.html").write_text(page)
+        (folder / "verdicts.json").write_text(json.dumps([verdict]))
+        sync(memory, "demo")
+        parent = shown(memory)["parent"]
+        assert parent["files"] == ["environment.json", "grid.yaml", "plan.json", "report.html"]
+        assert Path(client.download_artifacts(parent["id"], "report.html")).read_text() == page
+        assert f"- **supported**: `a is better`; `{page}`" in parent["tags"]["mlflow.note.content"]
+
+
 def test_the_picture_of_a_partition_is_an_artifact_of_its_run(memory: Results, registry: Registry) -> None:
     """Its bars name as many samples of each class as the clients hold, and all of the training part."""
     import torch
