@@ -20,7 +20,7 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -125,6 +125,8 @@ class Commit:
     """The code digest under which it was computed: another code starts anew."""
     step: int = 0
     chunks: list[str] = field(default_factory=list)
+    covered: int | None = None
+    """How many of the chunks the checkpoint stands behind, if not all: the last one of a trial has none of its own."""
     checkpoint: str | None = None
     best: str | None = None
     started: float = 0.0
@@ -364,19 +366,19 @@ class Attempt:
         if self.trial.over(self.code, self._since):  # by whoever held the lock until now
             raise Over(f"trial {folder.name} has ended meanwhile")
         number = (self.trial.attempts() or [0])[-1] + 1
-        self.state = self._taken_up(number)
         holder = f"host {socket.gethostname()}, process {os.getpid()}, attempt {number}"
         write_atomically(folder / "holder", holder, durable=False)
         write_atomically(folder / "trial.json", self._spec_json, durable=False)
-        (folder / "result.json").unlink(missing_ok=True)
         self.folder = folder / str(number)
-        self.folder.mkdir()
+        self.folder.mkdir()  # before the commit is read: from here on no earlier attempt deletes what it names
+        self.state = self._taken_up(number)
+        (folder / "result.json").unlink(missing_ok=True)
 
     def _taken_up(self, number: int) -> Commit:
         """Where this attempt begins."""
         before = self.trial.commit()
         if before and before.code == self.code and before.checkpoint:
-            return Commit(**asdict(before) | {"attempt": number})
+            return Commit(**asdict(before) | {"attempt": number, "chunks": before.chunks[: before.covered]})
         return Commit(number, self.code, started=time.time())
 
     def __exit__(self, *exception: object) -> None:
@@ -403,9 +405,13 @@ class Attempt:
         return self.trial.folder / name if name else None
 
     def commit(self, step: int, checkpoint: bytes | None = None, best: bytes | None = None) -> None:
-        """Makes the pending records count, together with the checkpoint that stands behind them."""
-        if self.trial.attempts()[-1] != self.state.attempt:
-            raise Locked(f"trial {self.trial.hash}: a later attempt has taken over")
+        """Makes the pending records count, together with the checkpoint that stands behind them.
+
+        Raises:
+            Locked: if a later attempt has taken over. It may have begun from the commit before or from this one, and both
+                checkpoints are then there: an old one is deleted once nobody has come who could have read its name.
+        """
+        self._check_newest()
         obsolete = []
         if self._pending:
             chunk = f"{self.state.attempt}/chunk-{len(self.state.chunks):05d}.jsonl"
@@ -419,14 +425,20 @@ class Attempt:
                     obsolete.append(old)
                 write_atomically(self.trial.folder / name, content)
                 setattr(self.state, kind, name)
+        if checkpoint is not None:
+            self.state.covered = len(self.state.chunks)
         self.state.step = step
         self._write_commit()
-        for name in obsolete:
-            (self.trial.folder / name).unlink(missing_ok=True)
+        self._delete(obsolete)
 
     def finish(self, result: Result, keep_checkpoints: bool = False) -> None:
-        """Commits what is pending and writes the result. Checkpoints go, unless the trial may still go on from them."""
+        """Commits what is pending and writes the result. Checkpoints go, unless the trial may still go on from them.
+
+        Raises:
+            Locked: if a later attempt has taken over.
+        """
         self.commit(result.steps)
+        self._check_newest()
         write_atomically(self.trial.folder / "result.json", json.dumps(asdict(result), allow_nan=False, sort_keys=True))
         if keep_checkpoints:
             return
@@ -434,6 +446,16 @@ class Attempt:
         if checkpoints:
             self.state.checkpoint = self.state.best = None
             self._write_commit()
+        self._delete(checkpoints)
+
+    def _check_newest(self) -> None:
+        if self.trial.attempts()[-1] != self.state.attempt:
+            raise Locked(f"trial {self.trial.hash}: a later attempt has taken over")
+
+    def _delete(self, checkpoints: Sequence[str]) -> None:
+        """Deletes what the commit on the disk no longer names: only a later attempt could need it, and none has come."""
+        if checkpoints:
+            self._check_newest()
         for name in checkpoints:
             (self.trial.folder / name).unlink(missing_ok=True)
 

@@ -4,10 +4,13 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -122,6 +125,102 @@ def test_an_older_attempt_that_wakes_up_writes_nothing(results: Path) -> None:
             old.finish(result(steps=99))
     assert steps(results) == [1, 2]
     assert TrialRecords(results, "abc").result() == result(steps=2)
+
+
+class Operations:
+    """Counts what is done to the disk and, before one of these operations, does something else."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int, act: Callable[[], None]) -> None:
+        self.count, self.at, self.act = 0, at, act
+        for name in ("mkdir", "unlink", "replace", "read_text", "iterdir"):
+            monkeypatch.setattr(Path, name, self.watched(getattr(Path, name)))
+
+    def watched(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def operation(*arguments: Any, **options: Any) -> Any:
+            self.count += 1
+            if self.count == self.at:
+                self.act()
+            return real(*arguments, **options)
+
+        return operation
+
+
+def sleeper(results: Path, at: int, to_the_end: bool) -> int:
+    """A process that commits and then stands still before an operation of what it does next: another commit, or the end."""
+    pid = os.fork()
+    if pid == 0:
+        with attempt(results) as old:
+            old.record({"step": 1})
+            old.commit(1, b"checkpoint 1", b"best 1")
+            with pytest.MonkeyPatch.context() as patch:
+                stop = Operations(patch, at, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+                old.record({"step": 2})
+                with suppress(Locked):
+                    old.finish(result(steps=2)) if to_the_end else old.commit(2, b"checkpoint 2", b"best 2")
+        os._exit(0 if stop.count >= at else 1)
+    return pid
+
+
+def wake(pid: int) -> None:
+    os.kill(pid, signal.SIGCONT)
+    os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize("to_the_end", [False, True])
+def test_an_attempt_that_wakes_up_in_a_commit_deletes_nothing_that_another_needs(
+    results: Path, to_the_end: bool
+) -> None:
+    """It stands still before each of its operations, and goes on before each of the operations by which another takes over."""
+    stood, last = 0, False
+    while not last:
+        stood, woken, awake = stood + 1, 0, False
+        while not awake:
+            woken += 1
+            shutil.rmtree(results, ignore_errors=True)
+            pid = sleeper(results, stood, to_the_end)
+            _, status = os.waitpid(pid, os.WUNTRACED)
+            if not os.WIFSTOPPED(status):
+                last = awake = True
+                continue
+            (results / "trials" / "abc" / "lock").unlink()
+            with pytest.MonkeyPatch.context() as patch:
+                taking = Operations(patch, woken, lambda pid=pid: wake(pid))  # type: ignore[misc]
+                new = attempt(results).__enter__()
+            if awake := taking.count < woken:
+                wake(pid)
+            at = len(new.state.chunks)  # each step has its own
+            for kind, name in (("checkpoint", new.state.checkpoint), ("best", new.state.best)):
+                assert bool(name) == bool(at), (stood, woken)
+                assert not name or (results / "trials" / "abc" / name).read_bytes() == f"{kind} {at}".encode()
+            for step in range(at + 1, 4):
+                new.record({"step": step})
+            new.commit(3, b"checkpoint 3")
+            assert steps(results) == [1, 2, 3], (stood, woken)
+            new.finish(result(steps=3))
+            new.__exit__()
+            assert TrialRecords(results, "abc").result() == result(steps=3)
+    assert stood > 5, "it stood still at each"
+    assert woken == 1, "and then there was nothing left"
+
+
+def test_what_is_killed_between_its_last_commit_and_its_result_doubles_nothing(results: Path) -> None:
+    """The last records have no checkpoint of their own: what goes on from the one before makes them again."""
+    at, stopped = 0, True
+    while stopped:
+        at += 1
+        shutil.rmtree(results, ignore_errors=True)
+        pid = sleeper(results, at, to_the_end=True)
+        stopped = os.WIFSTOPPED(os.waitpid(pid, os.WUNTRACED)[1])
+        if stopped:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        with attempt(results, wait=5) as new:
+            assert len(new.state.chunks) == (1 if new.state.checkpoint else 0)
+            for step in range(len(new.state.chunks) + 1, 4):
+                new.record({"step": step})
+            new.finish(result(steps=3))
+        assert steps(results) == [1, 2, 3], at
+    assert at > 5
 
 
 def test_a_process_that_left_nothing_gets_its_status(results: Path) -> None:

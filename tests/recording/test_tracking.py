@@ -70,7 +70,7 @@ def submit(results: Results, trials: list[TrialSpec], grid: str = "demo", code: 
     )
 
 
-def record(attempt: Attempt, trial: TrialSpec, steps: range) -> None:
+def record(attempt: Attempt, trial: TrialSpec, steps: range, late: float = 0.0) -> None:
     for step in steps:
         value = (step + trial.seed["init"]) / 8
         metrics = {
@@ -79,7 +79,7 @@ def record(attempt: Attempt, trial: TrialSpec, steps: range) -> None:
             "probe/oui/1.act(1)": value,
             "time/train_seconds": step / 100,
         }
-        attempt.record({"step": step, "time": START + step, "metrics": metrics})
+        attempt.record({"step": step, "time": START + step + late, "metrics": metrics})
 
 
 def end(attempt: Attempt, trial: TrialSpec, status: Status = Status.FINISHED, **fields: Any) -> None:
@@ -332,6 +332,24 @@ def test_a_resumed_trial_goes_on_in_its_run(memory: Results) -> None:
     assert run["id"] == interrupted["id"]
     assert [step for step, _, _ in run["points"]["train/loss"]] == [10, 20, 30, 40]
     assert (run["tags"]["attempt"], run["tags"]["status"], run["info"][2]) == ("2", "finished", "FINISHED")
+
+
+def test_a_trial_that_is_killed_before_its_result_doubles_no_point(memory: Results) -> None:
+    """MLflow shows its last records already, and the next attempt makes them again, at another time."""
+    trial = spec()
+    submit(memory, [trial])
+    with Attempt(memory.folder, trial.hash, trial.to_json(), "code") as first:
+        record(first, trial, range(10, 30, 10))
+        first.commit(20, b"checkpoint")
+        record(first, trial, range(30, 50, 10))
+        first.commit(40)  # as `finish` does; killed before it wrote the result
+        sync(memory, "demo")
+    with Attempt(memory.folder, trial.hash, trial.to_json(), "code") as second:
+        record(second, trial, range(30, 50, 10), late=60)
+        end(second, trial)
+    sync(memory, "demo")
+    run = shown(memory)[trial.hash]
+    assert [step for step, _, _ in run["points"]["train/loss"]] == [10, 20, 30, 40]
 
 
 def test_a_pass_that_was_cut_short_doubles_nothing(memory: Results, monkeypatch: pytest.MonkeyPatch) -> None:
