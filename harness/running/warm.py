@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from harness.recording.records import (
+    Locked,
     RecordsError,
     Result,
     Status,
@@ -138,6 +139,8 @@ class Warm:
         """Leaves a result if the child has left none; what is told of the trial."""
         try:
             ended = end_without_result(self.results, result, order.spec_json)
+        except Locked:  # another grid that names the trial, and that waited for it
+            return None, "locked"
         except RecordsError as error:
             return None, f"unwritable: {error}"
         return ended.status, ended.reason

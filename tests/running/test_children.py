@@ -119,10 +119,13 @@ def test_records_that_are_of_no_use_are_named(warm: WarmHandle, plugins: Registr
 
 
 def child_of(warm: WarmHandle) -> psutil.Process:
-    deadline = time.monotonic() + 10
+    """The process of its trial: what it asks of other programs while it starts is none."""
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        if children := psutil.Process(warm.pid).children():
-            return children[0]
+        for child in psutil.Process(warm.pid).children():
+            with suppress(ProcessLookupError):
+                if os.getpgid(child.pid) == child.pid:  # it alone leads a group
+                    return child
         time.sleep(0.01)
     raise AssertionError("no child")
 
@@ -186,6 +189,23 @@ def test_what_another_grid_finishes_meanwhile_stays(warm: WarmHandle, plugins: R
     assert wait_for(warm, "ended")["status"] == "finished"
     records = TrialRecords(place / "results", trial.hash)
     assert (records.result(), records.attempts()) == (given, [1])
+
+
+def test_a_trial_that_dies_and_that_another_grid_takes_up_at_once_is_locked(
+    warm: WarmHandle, plugins: Registry, place: Path
+) -> None:
+    """The results folder is well: the grid goes on, and tries this trial again."""
+    trial = unit_trial(plugins, short_spec(plugins, "digits/mlp", [Part("hangs"), Part("adamw")]))
+    warm.start([trial])
+    child, above = child_of(warm), psutil.Process(warm.pid)
+    holder = place / "results" / "trials" / trial.hash / "holder"
+    until(holder.exists, PATIENCE, "the trial's lock")
+    above.suspend()  # as where the other process is the faster one
+    child.kill()
+    with Attempt(place / "results", trial.hash, trial.spec_json, trial.code):
+        above.resume()
+        ended = wait_for(warm, "ended")
+    assert (ended["status"], ended["reason"]) == (None, "locked")
 
 
 def test_what_a_trial_prints_is_kept(warm: WarmHandle, plugins: Registry, place: Path) -> None:
