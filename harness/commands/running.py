@@ -23,6 +23,11 @@ from harness.commands.shared import (
     open_results,
 )
 
+NodeTypeOption = Annotated[
+    list[str] | None,
+    typer.Option("--node-type", metavar="CPU=8,GPU=1", help="What nodes have that an autoscaler can add; repeatable."),
+]
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -43,6 +48,7 @@ def run(
     address: Annotated[
         str | None, typer.Option("--address", help="A Ray cluster that this machine is a node of.")
     ] = None,
+    node_type: NodeTypeOption = None,
     cpus: Annotated[int | None, typer.Option("--cpus", min=1, help="CPUs to use of this machine.")] = None,
     keep_stale: Annotated[bool, typer.Option("--keep-stale", help="Keeps results of older code, with a mark.")] = False,
     commit_every: Annotated[
@@ -62,11 +68,14 @@ def run(
     if address is not None and "://" in address:
         raise fail(f"--address: from elsewhere it is: harness submit {grid} --address {address} --results FOLDER", 2)
     _check_tracking(tracking)
+    if node_type and address is None:
+        raise fail("--node-type: found without --address, allowed: with the address of a cluster", 2)
+    types = _node_types(node_type)
     limit = _budget(budget, until_decided)
     line = again(grid, set_, plugin, results)
     registry = open_registry(plugin)
     planned, memory = open_plan(grid, set_, registry, results)
-    options = Options(registry.plugins, tracking, address, cpus, keep_stale, commit_every)
+    options = Options(registry.plugins, tracking, address, cpus, keep_stale, commit_every, types)
     out = console()
     try:
         if until_decided:
@@ -106,6 +115,16 @@ def _check_tracking(tracking: str | None) -> None:
             scheme_of(tracking)
     except TrackingError as error:
         raise fail(str(error), 2) from error
+
+
+def _node_types(written: list[str] | None) -> list[dict[str, float]]:
+    """What each kind of node has, or exit status 2."""
+    from harness.running.stalling import node_type
+
+    try:
+        return [node_type(text) for text in written or []]
+    except ValueError as error:
+        raise fail(f"--node-type: {error}", 2) from error
 
 
 def _budget(written: str | None, until_decided: bool) -> float | None:
@@ -155,6 +174,7 @@ def submit(
     driver_label: Annotated[
         str | None, typer.Option("--driver-label", metavar="NAME=VALUE", help="Where the driver runs; else the head.")
     ] = None,
+    node_type: NodeTypeOption = None,
     keep_stale: Annotated[bool, typer.Option("--keep-stale", help="Keeps results of older code, with a mark.")] = False,
     commit_every: Annotated[float, typer.Option("--commit-every", min=0.1, metavar="SECONDS")] = 15.0,
 ) -> None:
@@ -165,7 +185,9 @@ def submit(
     from harness.running import submission
     from harness.running.scheduling import Infrastructure
 
+    _node_types(node_type)
     options = ["--commit-every", str(commit_every), *(["--keep-stale"] if keep_stale else [])]
+    options += [f"--node-type={text}" for text in node_type or []]
     target = submission.Target(address, results, tracking, driver_label, options)
     registry = open_registry(plugin)
     stop = f"harness stop {grid} --address {address}"

@@ -49,6 +49,8 @@ class Options:
     cpus: int | None = None
     keep_stale: bool = False
     commit_every: float = 15.0
+    node_types: Sequence[dict[str, float]] = ()
+    """What each kind of node has that the cluster's autoscaler can add."""
 
 
 @dataclass
@@ -96,7 +98,7 @@ class Run:
     def _locked(self, waiting: Sequence[PlannedTrial]) -> None:
         self.console.print(f"{len(waiting)} of {len(self.plan.trials)} trials to run; starting Ray …", highlight=False)
         with cluster(self.options.address, self.options.cpus) as ray:
-            check_feasible([trial.resources for trial in waiting], ray.nodes())
+            check_feasible([trial.resources for trial in waiting], ray.nodes(), self.options.node_types)
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             slots = int(sum(node.get("CPU", 0) for node in nodes))
             submission = open_submission(

@@ -138,19 +138,22 @@ def cluster(address: str | None, cpus: int | None = None) -> Iterator[Any]:
         ray.shutdown()
 
 
-def check_feasible(requests: Sequence[Resources], nodes: Sequence[dict[str, Any]]) -> None:
+def check_feasible(
+    requests: Sequence[Resources], nodes: Sequence[dict[str, Any]], types: Sequence[dict[str, float]] = ()
+) -> None:
     """Refuses a request that fits on no node.
 
     Args:
         requests: what units ask for.
         nodes: as `ray.nodes()` gives them.
+        types: the resources of each kind of node that an autoscaler can add, as many as it takes.
 
     Raises:
         Infeasible: naming the request and the largest node.
     """
     held = alive(nodes)
     for resources in dict.fromkeys(requests):
-        if lack := shortage(resources, held):
+        if lack := shortage(resources, [*held, *list(types) * resources.ranks]):
             raise Infeasible(lack)
 
 

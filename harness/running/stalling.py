@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from pydantic import ByteSize, TypeAdapter
 
 from harness.resources import Resources
 
@@ -32,6 +35,29 @@ def shortage(asked: Resources, nodes: Sequence[dict[str, Any]]) -> str:
     if asked.ranks > room:
         return f"resources.ranks: found {asked.ranks}, allowed: at most {room:g} of this size on these nodes"
     return ""
+
+
+def node_type(text: str) -> dict[str, float]:
+    """What a node of a kind has, in Ray's names.
+
+    >>> node_type("CPU=8,GPU=1,memory=2GiB")
+    {'CPU': 8.0, 'GPU': 1.0, 'memory': 2147483648.0}
+
+    Raises:
+        ValueError: if it is not written as above.
+    """
+    try:
+        pairs = [pair.split("=") for pair in text.split(",")]
+        found = {name.strip(): _amount(name.strip(), value) for name, value in pairs}
+        if "" not in found and len(found) == len(pairs) and all(0 <= value < math.inf for value in found.values()):
+            return found
+    except ValueError:
+        pass
+    raise ValueError(f"found {text!r}, allowed: what a node of that kind has, such as CPU=8,GPU=1,memory=32GiB")
+
+
+def _amount(name: str, value: str) -> float:
+    return float(TypeAdapter(ByteSize).validate_python(value.strip()) if name == "memory" else value)
 
 
 def alive(nodes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from ray import cloudpickle
 from ray.tune.execution.tune_controller import _get_max_pending_trials
 
 from harness.resources import Resources
-from harness.running.scheduling import SETTINGS, Infeasible, Outcome, Watch, check_feasible, queue
-from harness.running.search import ListSearch
+from harness.running import scheduling
+from harness.running.scheduling import SETTINGS, Infeasible, Outcome, Watch, check_feasible, queue, run_units
+from harness.running.search import Hear, ListSearch, StopInVain
+from harness.running.stalling import node_type
 from harness.running.units import Unit, UnitTrial, stack
 
 
@@ -93,6 +96,24 @@ def test_short_cells_go_together_and_leave_work_for_every_worker(monkeypatch: py
     )
 
 
+def test_what_tune_saves_does_not_grow_with_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Tuner has 2,000 units at most, and nothing of what it pickles again and again knows them."""
+    given: list[int] = []
+
+    def fit(batch: Sequence[Unit], settings: object, watch: Watch, attempt: int, scheduler: object) -> bool:
+        given.append(len(batch))
+        saved = (ListSearch(batch, watch, 2, attempt), Hear(watch), StopInVain(watch))
+        assert sum(len(cloudpickle.dumps(part)) for part in saved) < 1000
+        for unit in batch:
+            told(watch, unit.name)
+        return False
+
+    monkeypatch.setattr(scheduling, "_fit", fit)
+    outcome = run_units(units(4001), {}, Deaf())
+    assert given == [2000, 2000, 1]
+    assert len(outcome.ended) == 4001
+
+
 def test_the_book_of_a_unit() -> None:
     listed, outcome, deaf = units(3), Outcome(), Deaf()
     watch = Watch(listed, deaf, outcome)
@@ -122,3 +143,22 @@ def test_what_fits_nowhere_is_refused() -> None:
         check_feasible([Resources(cpus=5)], nodes)
     with pytest.raises(Infeasible, match=r"resources\.gpus: found 1, allowed: at most 0"):
         check_feasible([Resources(gpus=1)], nodes)
+
+
+def test_what_fits_on_a_node_that_an_autoscaler_can_add_is_waited_for() -> None:
+    head = [{"Alive": True, "Resources": {"memory": 8e9}}]
+    types = [node_type("CPU=4,memory=16GB"), node_type("CPU=2, GPU=1, memory=2GiB, ssd=1")]
+    assert types[1] == {"CPU": 2.0, "GPU": 1.0, "memory": 2.0 * 2**30, "ssd": 1.0}
+    check_feasible([Resources(cpus=4), Resources(gpus=1, ranks=9), Resources(custom=(("ssd", 1.0),))], head, types)
+    with pytest.raises(Infeasible, match=r"resources\.gpus: found 2, allowed: at most 1"):
+        check_feasible([Resources(gpus=2)], head, types)
+    with pytest.raises(Infeasible, match=r"resources\.ranks: found 2, allowed: at most 0"):
+        check_feasible([Resources(cpus=4, gpus=1, ranks=2)], head, types)  # no kind has both
+
+
+@pytest.mark.parametrize(
+    "text", ["", "GPU", "GPU=", "=1", "GPU=one", "GPU=-1", "GPU=inf", "GPU=nan", "GPU=1,GPU=2", "memory=x"]
+)
+def test_a_kind_of_node_that_is_not_understood_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="allowed: what a node of that kind has, such as CPU=8,GPU=1,memory=32GiB"):
+        node_type(text)
