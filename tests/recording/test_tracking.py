@@ -29,7 +29,7 @@ from harness.recording.grids import open_submission, submissions
 from harness.recording.projection import MLFLOW_STATUS, RUNNING, UNFINISHED, params, valid_key
 from harness.recording.records import Attempt, RecordsError, Result, Status, end_without_result
 from harness.recording.results import Results
-from harness.recording.store import Run, Store, TrackingError
+from harness.recording.store import Run, Store, TrackingError, reachable
 from harness.recording.tracking import Projection, Report, default_uri, sync, ui_command
 from harness.recording.writer import Writer
 from harness.registry import Registry
@@ -641,6 +641,21 @@ def test_a_server_that_is_no_good_is_let_go(
         assert time.monotonic() - began < 10
     assert (report.pending, report.changed) == (1, 0)
     assert problem in report.problem
+
+
+def test_a_server_that_forbids_all_but_its_health_check_is_not_reachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As MLflow does with a host name that it was not told of: what the head asks before a grid is a real request."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        if request.path in ("/health", "/version"):
+            request.send_response(200)
+            request.end_headers()
+        else:
+            request.send_error(403, "Invalid Host header")
+
+    with faulty_server(answer) as uri, pytest.raises(TrackingError, match="403"):
+        reachable(uri)
 
 
 @pytest.mark.parametrize(

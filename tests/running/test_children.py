@@ -516,6 +516,9 @@ def test_the_environment_of_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
     environment = child_environment(Resources(cpus=2.5))
     assert "hidden" not in environment.values()
-    assert environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"] == "2"
+    libraries = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+    assert {environment[name] for name in (*libraries, "VECLIB_MAXIMUM_THREADS")} == {"2"}
     assert environment["CUDA_VISIBLE_DEVICES"] == ""
-    assert child_environment(Resources(gpus=1.0)).get("CUDA_VISIBLE_DEVICES") != ""
+    with_gpu = child_environment(Resources(gpus=1.0))
+    assert with_gpu.get("CUDA_VISIBLE_DEVICES") != ""
+    assert with_gpu["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8", "set before CUDA is: kernels are deterministic"
