@@ -11,6 +11,7 @@ from planning.malformed import MALFORMED, Malformed
 from support import command, harness, plugin, write_grid
 
 from harness.cli import main
+from harness.commands.shared import console
 from harness.foreground import plan_trial
 from harness.planning.errors import GridError
 from harness.planning.grid import load_grid
@@ -67,6 +68,17 @@ def test_the_next_command_has_the_options_of_this_one(tmp_path: Path) -> None:
     given = [str(grid), "--plugin", str(mine), "--set", "seeds=[3, 4]", "--results", str(tmp_path / "r")]
     (line,) = [line for line in harness("plan", *given).splitlines() if line.startswith("Next: ")]
     assert shlex.split(line.removeprefix("Next: ")) == ["harness", "run", *given]
+
+
+@pytest.mark.parametrize(("columns", "width"), [("60", 60), ("160", 160), (None, 100), ("wide", 100), ("0", 100)])
+def test_what_is_piped_is_as_wide_as_asked_for(
+    columns: str | None, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    console().print("x" * 800)
+    assert len(capsys.readouterr().out.splitlines()[0]) == width
 
 
 def test_list_and_describe() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -69,10 +70,11 @@ def open_registry(plugins: list[Path] | None) -> Registry:
 
 
 def console() -> Console:
-    """Standard output; 100 columns where it is no terminal."""
+    """Standard output; where it is no terminal, as wide as COLUMNS says, or 100."""
     from rich.console import Console
 
-    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 100)
+    width = None if sys.stdout.isatty() else shutil.get_terminal_size((100, 24)).columns
+    return Console(highlight=False, markup=False, width=width)
 
 
 def open_plan(grid: Path, overrides: list[str] | None, registry: Registry, results: Path) -> tuple[Plan, Results]:
