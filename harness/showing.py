@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+from unicodedata import category
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
@@ -20,6 +22,23 @@ from harness.recording.results import Results
 from harness.registry import Item
 from harness.resources import Resources
 from harness.seconds import duration
+
+
+class Terminal(Console):
+    """A console on which no text of a grid or of a trial moves the cursor, clears the screen or sets a title."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """The text with its control characters written out."""
+        return super().render_str(visible(text), **options)
+
+
+def visible(text: str) -> str:
+    """A text with control characters written out, but for ends of lines and tabs.
+
+    >>> print(visible("a\x1b[2Jb"))
+    a\\x1b[2Jb
+    """
+    return "".join(repr(c)[1:-1] if category(c) == "Cc" and c not in "\n\t" else c for c in text)
 
 
 def items(kind: str, listed: Sequence[Item]) -> Table:

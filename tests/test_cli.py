@@ -4,6 +4,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,18 @@ def test_what_is_piped_is_as_wide_as_asked_for(
         monkeypatch.setenv("COLUMNS", columns)
     console().print("x" * 800)
     assert len(capsys.readouterr().out.splitlines()[0]) == width
+
+
+def test_no_text_of_a_grid_steers_the_terminal(tmp_path: Path) -> None:
+    grid = tmp_path / "grid.yaml"
+    because = r'"[/red] \e[2J\e]0;mine\a \x9b1A <b>"'
+    grid.write_text(
+        "name: hostile\ntasks: [digits/mlp]\nmethods: [adamw, sgd]\nseeds: 1\n"
+        f'leave_out: [{{task: "*", method: sgd, because: {because}}}]\n'
+    )
+    shown = harness("plan", grid, "--results", tmp_path / "r")
+    assert r"[/red] \x1b[2J\x1b]0;mine\x07 \x9b1A <b>" in shown
+    assert [c for c in shown if unicodedata.category(c) == "Cc" and c != "\n"] == []
 
 
 def test_list_and_describe() -> None:

@@ -71,10 +71,10 @@ def open_registry(plugins: list[Path] | None) -> Registry:
 
 def console() -> Console:
     """Standard output; where it is no terminal, as wide as COLUMNS says, or 100."""
-    from rich.console import Console
+    from harness.showing import Terminal
 
     width = None if sys.stdout.isatty() else shutil.get_terminal_size((100, 24)).columns
-    return Console(highlight=False, markup=False, width=width)
+    return Terminal(highlight=False, markup=False, width=width)
 
 
 def open_plan(grid: Path, overrides: list[str] | None, registry: Registry, results: Path) -> tuple[Plan, Results]:
