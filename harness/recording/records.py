@@ -365,6 +365,7 @@ class Attempt:
     def _begin(self, folder: Path) -> None:
         if self.trial.over(self.code, self._since):  # by whoever held the lock until now
             raise Over(f"trial {folder.name} has ended meanwhile")
+        self.trial.commit()  # a damaged one is told before anything is written
         number = (self.trial.attempts() or [0])[-1] + 1
         holder = f"host {socket.gethostname()}, process {os.getpid()}, attempt {number}"
         write_atomically(folder / "holder", holder, durable=False)

@@ -166,6 +166,8 @@ def wake(pid: int) -> None:
     os.waitpid(pid, 0)
 
 
+@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.parametrize("to_the_end", [False, True])
 def test_an_attempt_that_wakes_up_in_a_commit_deletes_nothing_that_another_needs(
     results: Path, to_the_end: bool
