@@ -283,6 +283,7 @@ READ = {
 """How a command ends if a file is damaged."""
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("name", READ)
 def test_a_damaged_file_is_no_traceback(
     ran: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

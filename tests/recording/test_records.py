@@ -264,6 +264,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("name", READERS)
 def test_damage_is_told_in_one_line(results: Path, name: str, damage: str) -> None:

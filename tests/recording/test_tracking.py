@@ -532,6 +532,7 @@ def test_bad_input_is_answered(memory: Results) -> None:
         ui_command(memory, "http://127.0.0.1:5000")
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("name", ["result.json", "1/commit.json", "1/chunk-00001.jsonl"])
 def test_a_damaged_trial_is_named_and_the_others_are_shown(memory: Results, name: str) -> None:
     trials = [spec(0), spec(1)]
