@@ -44,7 +44,8 @@ def activation_jet(gate: nn.Module, z: Tensor, carried: Carried, orders: Orders,
     if type(gate) is Sine:
         slope = torch.cos(z)
         return value, chain([slope, -inside, -slope][:order], carried, orders)
-    return value, chain(derivatives_of(gate, z, order), carried, orders)
+    # Kernels may round a slice otherwise than a whole tensor: a gate that scales its input first would differ from one at scale 1.
+    return value, chain(derivatives_of(gate, z.contiguous(), order), carried, orders)
 
 
 def derivatives_of(gate: nn.Module, z: Tensor, order: int) -> list[Tensor]:
