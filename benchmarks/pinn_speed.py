@@ -26,7 +26,7 @@ import torch
 
 from harness.composition import Composition
 from harness.method import State
-from harness.recording.records import Attempt
+from harness.recording.attempts import Attempt
 from harness.streams import Streams
 from harness.training import stepping
 from harness.training.stacking import Stack

@@ -77,7 +77,7 @@ def run_harness(environment: str, steps: int, seed: int, width: int = 0) -> dict
     A seed of a stack has its share of the time, so its speed is that of the whole stack.
     """
     from harness.identity import Part, TrialSpec
-    from harness.recording.records import Attempt
+    from harness.recording.attempts import Attempt
     from harness.registry import Registry
     from harness.training import state, together
     from harness.training.trial import Course, run_trial

@@ -18,7 +18,8 @@ from harness.planning.errors import GridError
 from harness.planning.grid import check_grid
 from harness.planning.plan import PlannedTrial, build_plan
 from harness.planning.reading import Draft, parse_override
-from harness.recording.records import Attempt, Locked, RecordsError, Result, Status
+from harness.recording.attempts import Attempt
+from harness.recording.records import Locked, RecordsError, Result, Status
 from harness.recording.results import Results
 from harness.registry import Registry
 from harness.seconds import duration

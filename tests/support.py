@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from harness.identity import TrialSpec
-from harness.recording.records import Attempt, Result, Status, TrialRecords
+from harness.recording.attempts import Attempt
+from harness.recording.records import Result, Status, TrialRecords
 from harness.registry import Registry
 from harness.training.loop import Interrupted
 from harness.training.together import run_stack

@@ -18,8 +18,9 @@ from harness.planning.errors import GridError
 from harness.planning.grid import load_grid
 from harness.planning.plan import build_plan
 from harness.planning.reading import read_name
+from harness.recording.attempts import Attempt
 from harness.recording.grids import open_submission, submissions
-from harness.recording.records import Attempt, RecordsError
+from harness.recording.records import RecordsError
 from harness.recording.results import Results
 from harness.registry import Registry
 from harness.running.driver import submitted

@@ -16,7 +16,8 @@ from harness.names import CONTROLS, SEEDS_AHEAD
 from harness.planning.errors import GridError
 from harness.planning.grid import load_grid
 from harness.planning.plan import build_plan
-from harness.recording.records import ACTIONS, Attempt, Result, Status, TrialRecords
+from harness.recording.attempts import Attempt
+from harness.recording.records import ACTIONS, Result, Status, TrialRecords
 from harness.recording.results import Results
 from harness.registry import Registry
 from harness.training.trial import run_trial

@@ -26,7 +26,7 @@ from harness.conformance.runs import (
 )
 from harness.identity import Part, TrialSpec
 from harness.method import OWNABLE, Method, Ranks
-from harness.recording.records import Attempt
+from harness.recording.attempts import Attempt
 from harness.registry import Item, Registry
 from harness.training.forked import on_ranks
 from harness.training.state import weights_digest

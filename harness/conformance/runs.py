@@ -15,7 +15,8 @@ from torch import Tensor
 
 from harness.composition import unstackable
 from harness.identity import Part, TrialSpec
-from harness.recording.records import Attempt, Status, TrialRecords
+from harness.recording.attempts import Attempt
+from harness.recording.records import Status, TrialRecords
 from harness.registry import Registry
 from harness.task import FederatedWorkload
 from harness.training import federation, loop

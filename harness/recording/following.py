@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.recording.records import Attempt, Result
+from harness.recording.attempts import Attempt
+from harness.recording.records import Result
 
 
 class Following(Attempt):

@@ -17,9 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
+from harness.recording.attempts import Attempt
 from harness.recording.following import Following
 from harness.recording.log import OUTPUT
-from harness.recording.records import Attempt, Locked, Over, RecordsError
+from harness.recording.records import Locked, Over, RecordsError
 from harness.resources import Seat
 from harness.running.units import UnitTrial
 

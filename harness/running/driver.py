@@ -18,9 +18,10 @@ from rich.console import Console
 from harness.planning.plan import Plan, PlannedTrial
 from harness.planning.survey import peak_memory, survey
 from harness.planning.taking import Missing, take
+from harness.recording.attempts import end_without_result, hold
 from harness.recording.environment import environment
 from harness.recording.grids import open_submission
-from harness.recording.records import Locked, RecordsError, Result, Status, end_without_result, hold
+from harness.recording.records import Locked, RecordsError, Result, Status
 from harness.recording.results import Results
 from harness.running.metrics import Metrics
 from harness.running.progress import Progress, cells

@@ -24,14 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from harness.recording.records import (
-    Locked,
-    RecordsError,
-    Result,
-    Status,
-    TrialRecords,
-    end_without_result,
-)
+from harness.recording.attempts import end_without_result
+from harness.recording.records import Locked, RecordsError, Result, Status, TrialRecords
 from harness.resources import Seat
 from harness.running.child import ENDINGS, TOLD, Child
 from harness.running.units import APART, UnitTrial

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from harness.identity import TrialSpec
-from harness.recording.records import Attempt, TrialRecords
+from harness.recording.attempts import Attempt
+from harness.recording.records import TrialRecords
 from harness.training.state import Training, unpack
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from harness.composition import Composition
 from harness.method import State
 from harness.probe import Probe
-from harness.recording.records import Attempt
+from harness.recording.attempts import Attempt
 from harness.screening import Screen
 from harness.task import Task, Workload
 from harness.training.stepping import Means, build_optimizer

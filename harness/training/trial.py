@@ -19,8 +19,9 @@ from harness.composition import Composition, objection
 from harness.controls import Control, build_member
 from harness.identity import TrialSpec
 from harness.method import Method, Ranks, State
+from harness.recording.attempts import Attempt
 from harness.recording.environment import environment
-from harness.recording.records import ACTIONS, WEIGHTS, Attempt, RecordsError, Result, Status, TrialRecords
+from harness.recording.records import ACTIONS, WEIGHTS, RecordsError, Result, Status, TrialRecords
 from harness.registry import Registry
 from harness.screening import Screen
 from harness.streams import Streams

@@ -15,8 +15,9 @@ from harness.judging.telling import doubts
 from harness.judging.verdicts import Outcome, judge_folder
 from harness.planning.grid import load_grid
 from harness.planning.plan import Plan, build_plan
+from harness.recording.attempts import end_without_result
 from harness.recording.grids import open_submission
-from harness.recording.records import RecordsError, Result, Status, end_without_result
+from harness.recording.records import RecordsError, Result, Status
 from harness.recording.results import Results
 from harness.registry import Registry
 

@@ -30,9 +30,10 @@ from harness.judging.report_overall import overall
 from harness.judging.report_rules import Rules
 from harness.judging.telling import difference, verdicts
 from harness.planning.plan import LeftOut, Plan
+from harness.recording.attempts import Attempt
 from harness.recording.grids import open_submission
 from harness.recording.overview import Report, grid_content, read_report
-from harness.recording.records import Attempt, Result, Status
+from harness.recording.records import Result, Status
 from harness.recording.results import Results
 from harness.registry import Registry
 from harness.running.driver import submitted

@@ -11,7 +11,8 @@ from planning.malformed import grid
 
 from harness.planning.plan import Plan, PlannedTrial
 from harness.planning.survey import State, estimate, survey
-from harness.recording.records import Attempt, RecordsError, Result, Status, write_atomically
+from harness.recording.attempts import Attempt
+from harness.recording.records import RecordsError, Result, Status, write_atomically
 from harness.recording.results import Results
 
 Planner = Callable[..., Plan]

@@ -8,9 +8,9 @@ from support import run
 
 from harness.conformance import short_spec
 from harness.identity import Part, TrialSpec
+from harness.recording.attempts import Attempt
 from harness.recording.garbage import garbage
 from harness.recording.grids import open_submission
-from harness.recording.records import Attempt
 from harness.recording.results import Results
 from harness.registry import Registry
 from harness.training.loop import Interrupted

@@ -14,17 +14,8 @@ from typing import Any
 
 import pytest
 
-from harness.recording.records import (
-    Attempt,
-    Locked,
-    RecordsError,
-    Result,
-    Status,
-    TrialRecords,
-    end_without_result,
-    finite,
-    write_atomically,
-)
+from harness.recording.attempts import Attempt, end_without_result
+from harness.recording.records import Locked, RecordsError, Result, Status, TrialRecords, finite, write_atomically
 from harness.recording.results import Results
 
 

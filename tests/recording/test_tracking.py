@@ -25,9 +25,10 @@ from machines import free_port, until
 
 from harness.identity import Part, TrialSpec
 from harness.recipe import Recipe
+from harness.recording.attempts import Attempt, end_without_result
 from harness.recording.grids import open_submission, submissions
 from harness.recording.projection import MLFLOW_STATUS, RUNNING, UNFINISHED, params, valid_key
-from harness.recording.records import Attempt, RecordsError, Result, Status, end_without_result
+from harness.recording.records import RecordsError, Result, Status
 from harness.recording.results import Results
 from harness.recording.store import Run, Store, TrackingError, reachable
 from harness.recording.tracking import Projection, Report, default_uri, sync, ui_command

@@ -16,8 +16,9 @@ from support import TROUBLE, plugin, run, seeded, together, told
 
 from harness.conformance import short_spec
 from harness.identity import Part, TrialSpec, code_digest
+from harness.recording.attempts import Attempt
 from harness.recording.log import MOST, last, tell
-from harness.recording.records import Attempt, Result, Status, TrialRecords
+from harness.recording.records import Result, Status, TrialRecords
 from harness.registry import Registry
 from harness.resources import Resources
 from harness.running.children import WarmDied, WarmHandle, child_environment

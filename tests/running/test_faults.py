@@ -20,7 +20,8 @@ from support import command, harness, plugin, timeless, write_grid
 
 from harness.planning.grid import load_grid
 from harness.planning.plan import Plan, build_plan
-from harness.recording.records import Attempt, Locked, Result, TrialRecords
+from harness.recording.attempts import Attempt
+from harness.recording.records import Locked, Result, TrialRecords
 from harness.recording.results import Results
 from harness.recording.tracking import ui_command
 from harness.registry import Registry

@@ -13,7 +13,8 @@ from support import write_grid
 
 from harness.planning.grid import load_grid
 from harness.planning.plan import PlannedTrial, build_plan
-from harness.recording.records import Attempt, Result, Status
+from harness.recording.attempts import Attempt
+from harness.recording.records import Result, Status
 from harness.recording.results import Results
 from harness.registry import Registry
 from harness.resources import Resources

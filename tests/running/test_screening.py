@@ -21,7 +21,8 @@ from harness.planning.errors import GridError
 from harness.planning.grid import load_grid
 from harness.planning.plan import Plan, PlannedTrial, build_plan
 from harness.planning.survey import State, survey
-from harness.recording.records import Attempt, Result, Status
+from harness.recording.attempts import Attempt
+from harness.recording.records import Result, Status
 from harness.recording.results import Results
 from harness.registry import Registry
 from harness.running.screening import OUIScheduler, ScreeningScheduler

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from harness.activations import gates, pre_activations
 from harness.identity import Part, TrialSpec
-from harness.recording.records import Attempt, Result, TrialRecords
+from harness.recording.attempts import Attempt
+from harness.recording.records import Result, TrialRecords
 from harness.registry import Registry
 from harness.streams import Streams
 from harness.training.loop import Interrupted

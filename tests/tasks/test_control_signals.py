@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from harness.activations import hamming, oui, pack, pre_activations
 from harness.identity import Part, TrialSpec
-from harness.recording.records import Attempt
+from harness.recording.attempts import Attempt
 from harness.registry import Registry
 from harness.streams import Streams
 from harness.training.loop import Interrupted

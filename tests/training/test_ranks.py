@@ -17,8 +17,9 @@ from harness.conformance import run_short, short_spec
 from harness.conformance.runs import train_through
 from harness.identity import Part, TrialSpec
 from harness.method import Ranks
+from harness.recording.attempts import Attempt
 from harness.recording.following import Following
-from harness.recording.records import Attempt, TrialRecords
+from harness.recording.records import TrialRecords
 from harness.registry import Registry
 from harness.training import loop
 from harness.training.forked import on_ranks

@@ -10,7 +10,8 @@ from support import Told, plugin, run, seeded, together, told
 
 from harness.conformance import short_spec
 from harness.identity import Part, TrialSpec
-from harness.recording.records import Attempt, Status, TrialRecords
+from harness.recording.attempts import Attempt
+from harness.recording.records import Status, TrialRecords
 from harness.registry import Registry
 from harness.screening import Screen
 from harness.training.together import run_stack
