@@ -22,18 +22,18 @@ def stop_submitted(client: Any, grid: str) -> list[str]:
     """Ends the live jobs of a grid; returns their ids once they have ended.
 
     Raises:
-        Infrastructure: if one does not end.
+        Infrastructure: if one does not end, or the head does not answer.
     """
-    live = [job.submission_id for job in jobs(client, grid) if job.status.value not in TERMINAL]
-    for id in live:
-        client.stop_job(id)
+    asked: list[str] = []
     deadline = time.monotonic() + STOP_SECONDS + 30
-    for id in live:
-        while client.get_job_status(id).value not in TERMINAL:
-            if time.monotonic() > deadline:
-                raise Infrastructure(f"{id} does not end")
-            time.sleep(0.5)
-    return live
+    while live := [job.submission_id for job in jobs(client, grid) if job.status.value not in TERMINAL]:
+        if time.monotonic() > deadline:
+            raise Infrastructure(f"{', '.join(live)}: does not end")
+        for id in set(live).difference(asked):
+            client.stop_job(id)
+            asked.append(id)
+        time.sleep(0.5)
+    return asked
 
 
 def stop_local(results: Results, grid: str) -> bool:

@@ -35,7 +35,7 @@ JOB_SETTINGS = SETTINGS | {
 """All that a job gets of this machine's environment: nothing of it, but what the harness needs."""
 
 PATIENCE = 60.0
-"""Seconds that a head which no longer answers is asked again."""
+"""Seconds that an answer of the head may take, and that a head which no longer answers is asked again."""
 
 READY = 180.0
 """Seconds that a head which has just started is given to take jobs."""
@@ -137,9 +137,21 @@ def connect(address: str) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     from ray.job_submission import JobSubmissionClient
 
+    class Client(JobSubmissionClient):
+        """Ray's, which would wait for ever for a head that hangs and raises what each of its libraries raises."""
+
+        def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+            try:
+                return super()._do_request(method, endpoint, timeout=PATIENCE, **options)
+            except OSError as error:  # the kinds of requests
+                raise Infrastructure(f"the head no longer answers ({error})") from error
+
+        def _raise_error(self, r: Any) -> None:
+            raise Infrastructure(f"the head answers {r.status_code}: {r.text[:300]}")
+
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
-        client = JobSubmissionClient(address)
+        client = Client(address)
         there = {"ray": str(client._server_ray_version)}  # `get_version` gives that of the interface
         client.list_jobs()
     except Exception as error:  # Ray and requests raise many kinds here, and each means that no job can be sent

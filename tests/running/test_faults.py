@@ -82,7 +82,8 @@ class Place:
         folder.mkdir(exist_ok=True)
         self.folder, self.results = folder, folder / "results"
         self.code, self.grid = plugin(folder, source), write_grid(folder, text)
-        self.hashes = [trial.hash for trial in planned(self.grid, self.code).trials]
+        plan = planned(self.grid, self.code)
+        self.name, self.hashes = plan.name, [trial.hash for trial in plan.trials]
         self.mark = {"HARNESS_PLACE": secrets.token_hex(8)}
         """What every process that belongs to this place inherits."""
 
@@ -123,14 +124,14 @@ class Place:
     def as_undisturbed(
         self, undisturbed: "Place", database: Path | None = None, otherwise: dict[str, str] | None = None
     ) -> None:
-        """Every trial is in MLflow once, finished with the numbers of an undisturbed run to the bit.
+        """Every trial is in MLflow once for this grid, finished with the numbers of an undisturbed run to the bit.
 
         Args:
             otherwise: the trials that have another end, with MLflow's status of it.
         """
         ends = dict.fromkeys(self.hashes, "FINISHED") | (otherwise or {})
         shown = {run["hash"]: run for run in runs(undisturbed.results / "mlflow.db")}
-        mine = runs(database or self.results / "mlflow.db")
+        mine = [run for run in runs(database or self.results / "mlflow.db") if run["tags"]["grid"] == self.name]
         assert sorted(run["hash"] for run in mine) == sorted(self.hashes), "each trial is in MLflow exactly once"
         assert {run["hash"]: run["status"] for run in mine} == ends
         finished = [hash for hash in self.hashes if ends[hash] == "FINISHED"]

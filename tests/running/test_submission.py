@@ -11,12 +11,14 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from machines import PATIENCE, Machines, machines, processes, until
+from running.test_faults import runs
 from support import command, harness, plugin, write_grid
 
 from harness import sources
@@ -30,6 +32,7 @@ from harness.running import arrival, nodes, staging, submission
 from harness.running.arrival import Refused, check_nodes
 from harness.running.scheduling import Infrastructure
 from harness.running.staging import NotStaged, Order
+from harness.running.stopping import stop_submitted
 
 GRID = """
 name: sent
@@ -356,6 +359,57 @@ def test_a_head_that_restarts_is_asked_again_and_not_for_ever(answer: bytes, mon
             submission.follow(Head(address, 2), "sent-1", written.append)
 
 
+@contextmanager
+def hanging(answer: bytes | None) -> Iterator[tuple[str, threading.Event]]:
+    """The address of a head without jobs, and what makes it answer so, or not at all."""
+    told = {"/api/version": json.dumps({"ray_version": nodes.versions()["ray"]}), "/api/jobs/": "[]"}
+    hangs, over = threading.Event(), threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if hangs.is_set():
+                if answer is None:
+                    over.wait()
+                else:
+                    self.wfile.write(answer)
+                return
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(told[self.path].encode())
+
+        def log_message(self, *_: Any) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", hangs
+        finally:
+            over.set()
+            server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (None, r"the head no longer answers \(.*timed out"),
+        (b"", r"the head no longer answers \(.*Connection aborted"),
+        (b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 5\r\n\r\nlater", "the head answers 503: later"),
+    ],
+)
+def test_a_head_that_hangs_is_not_waited_for_for_ever(
+    answer: bytes | None, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "x")
+    monkeypatch.setattr(submission, "PATIENCE", 1.0)
+    with hanging(answer) as (address, hangs):
+        client = submission.connect(address)
+        assert stop_submitted(client, "sent") == []
+        hangs.set()
+        with pytest.raises(Infrastructure, match=says):
+            stop_submitted(client, "sent")
+
+
 # What the head checks, with a cluster that answers as it is told to.
 
 
@@ -503,6 +557,11 @@ def test_a_grid_goes_to_a_cluster_and_back(cluster: Machines, tmp_path: Path) ->
         assert theirs is not None
         assert mine.weights == theirs.weights
     assert statuses(tracking) == {"FINISHED"}
+    shown, alone_shown = (
+        sorted((run["hash"], run["points"]) for run in runs(Path(store)))
+        for store in (tracking.removeprefix("sqlite:///"), alone / "mlflow.db")
+    )
+    assert shown == alone_shown, "each trial once in MLflow, with each point once"
     sent = json.dumps([job.model_dump(mode="json") for job in client.list_jobs()])
     assert SECRET not in sent
     for file in [
