@@ -159,7 +159,12 @@ def refresh(findings: Findings, memory: Results) -> Iterator[Figure]:
 def lambda_gelu(findings: Findings, memory: Results) -> Iterator[Figure]:
     """What the substitution by ReLU costs each arm, and the profiles of λ over the layers."""
     evidence = findings.evidence
-    arms = {"GELU": "gelu", "learned": "lambda_gelu(hardness=1.693*", "hardened": "lambda_gelu(harden=true)"}
+    arms = {
+        "GELU": "gelu",
+        "learned": "lambda_gelu(hardness=1.693*",
+        "hardened": "lambda_gelu(switch=0.25)",
+        "hardened late": "lambda_gelu(switch=0.75)",
+    }
     metric = "test/relu/loss_change"
     rows = [
         strip(

@@ -148,15 +148,14 @@ def rubbish(found: Sequence[Garbage], folder: Path) -> Iterator[RenderableType]:
     yield table if found else f"{folder}: everything there is needed."
 
 
-def conclusion(out: Console, plan: Plan, results: Results, line: str, folder: Path) -> int:
-    """The leaderboard, what went wrong, and where to look next; returns the exit status.
+def conclusion(out: Console, plan: Plan, results: Results, line: str) -> int:
+    """The leaderboard and what went wrong; returns the exit status.
 
     Args:
         out: where to.
         plan: the grid that has ended.
         results: what it has left.
         line: the grid as the next command names it, with its options.
-        folder: that of the results.
     """
     from harness.judging import leaderboard  # it imports scipy, which the other commands do without
 
@@ -175,8 +174,17 @@ def conclusion(out: Console, plan: Plan, results: Results, line: str, folder: Pa
         out.print(f"{trial.cell}, seed {trial.spec.seed_label} ({trial.hash}) {ended}")
     if len(trouble) > 10:
         out.print(f"… and {len(trouble) - 10} more: harness plan {line}", soft_wrap=True)
-    option = "" if folder == Path("results") else f" --results {folder}"
-    out.print(f"Read the report:   harness report {line}", soft_wrap=True)
-    out.print(f"Browse every run:  harness ui{option}")
-    out.print(f"See the plan:      harness plan {line}", soft_wrap=True)
     return 1 if trouble else 0
+
+
+def where_to_look(out: Console, line: str, store: str) -> None:
+    """The next commands.
+
+    Args:
+        out: where to.
+        line: the grid as they name it, with its options.
+        store: where MLflow has the runs, as an option of `harness ui`.
+    """
+    out.print(f"Read the report:   harness report {line}", soft_wrap=True)
+    out.print(f"Browse every run:  harness ui{store}", soft_wrap=True)
+    out.print(f"See the plan:      harness plan {line}", soft_wrap=True)

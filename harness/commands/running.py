@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -92,7 +93,8 @@ def run(
         outcome = None
     if outcome is None or outcome.interrupted:
         raise fail(f"Interrupted; nothing is lost. Next: harness run {line}", 130)
-    from harness.showing import conclusion
+    from harness.running.staging import SUBMITTED
+    from harness.showing import conclusion, where_to_look
 
     if planned.claims.listed:
         from harness.judging.telling import verdicts
@@ -102,7 +104,9 @@ def run(
             out.print(part)
         out.print()
     shown = _with_results(planned, memory) if until_decided else planned
-    status = conclusion(out, shown, memory, line, results)
+    status = conclusion(out, shown, memory, line)
+    if SUBMITTED not in os.environ:
+        where_to_look(out, line, "" if results == RESULTS else f" --results {results}")
     raise typer.Exit(status)
 
 
@@ -184,6 +188,7 @@ def submit(
     from harness.planning.plan import build_plan
     from harness.running import submission
     from harness.running.scheduling import Infrastructure
+    from harness.showing import where_to_look
 
     _node_types(node_type)
     options = ["--commit-every", str(commit_every), *(["--keep-stale"] if keep_stale else [])]
@@ -203,6 +208,8 @@ def submit(
         raise fail(str(error), 3) from error
     except KeyboardInterrupt as interrupt:
         raise fail(f"It goes on without this terminal. The same command follows it; {stop} ends it", 130) from interrupt
+    if status in (0, 1):
+        where_to_look(console(), again(grid, set_, plugin, Path(results)), f" --tracking {tracking}")
     raise typer.Exit(status)
 
 

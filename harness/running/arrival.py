@@ -17,7 +17,7 @@ from harness.recording.results import Results
 from harness.registry import Registry, RegistryError
 from harness.running.nodes import Answer, ask, differences, marker, versions
 from harness.running.scheduling import Infrastructure, cluster
-from harness.running.staging import NotStaged, Order, digest, plan_digest
+from harness.running.staging import SUBMITTED, NotStaged, Order, digest, plan_digest
 
 
 class Refused(ValueError):
@@ -131,7 +131,7 @@ def main() -> int:
         command += ["--plugin", str(folder / plugin)]
     sys.stdout.flush()
     os.chdir(folder)
-    os.execv(command[0], command)
+    os.execve(command[0], command, os.environ | {SUBMITTED: "1"})
 
 
 if __name__ == "__main__":

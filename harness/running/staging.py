@@ -30,6 +30,10 @@ LIMIT = 50 << 20
 """Bytes that a package may have: the dashboard takes 100 MB."""
 
 
+SUBMITTED = "HARNESS_SUBMITTED"
+"""Set on the head for the run of a submitted grid: where to look next is told where it was submitted."""
+
+
 class NotStaged(ValueError):
     """What cannot travel to a cluster."""
 

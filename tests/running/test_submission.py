@@ -534,6 +534,8 @@ def test_a_grid_goes_to_a_cluster_and_back(cluster: Machines, tmp_path: Path) ->
     assert running.submission_id.endswith("-1")
 
     second = subprocess.Popen(send, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    assert second.stdout
+    assert any("is running already" in line for line in second.stdout), "it follows what runs"
     stopped = harness("stop", grid, *place)
     assert f"Stopped: {running.submission_id}" in stopped
     shown = second.communicate(timeout=PATIENCE)[0]
@@ -548,6 +550,10 @@ def test_a_grid_goes_to_a_cluster_and_back(cluster: Machines, tmp_path: Path) ->
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{running.submission_id.removesuffix('-1')}-2" in done.stdout
     assert "digits/mlp: test/accuracy" in done.stdout
+    look = [line.partition(":")[2].strip() for line in done.stdout.splitlines()[-3:]]
+    line = f"{grid} --plugin {code} --results {results}"
+    assert look == [f"harness report {line}", f"harness ui --tracking {tracking}", f"harness plan {line}"]
+    assert done.stdout.count("harness report") == 1, "nothing of the head's own folder"
 
     alone = tmp_path / "alone"
     harness("run", grid, "--results", alone, "--plugin", code)
