@@ -22,6 +22,7 @@ from harness.recording.attempts import Attempt
 from harness.recording.records import Locked, RecordsError, Result, Status
 from harness.recording.results import Results
 from harness.registry import Registry
+from harness.resources import thread_variables
 from harness.seconds import duration
 
 SECTIONS = ("task", "method", "recipe", "resources")
@@ -115,7 +116,7 @@ def conclude(result: Result) -> int:
 
 
 def _run(planned: PlannedTrial, registry: Registry, memory: Results) -> Result:
-    os.environ["OMP_NUM_THREADS"] = str(planned.spec.threads)  # before torch starts its pool
+    os.environ |= thread_variables(planned.spec.threads)  # before torch starts its pool
     from harness.training.loop import Interrupted
     from harness.training.together import run_stack
     from harness.training.trial import Course, run_trial

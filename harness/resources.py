@@ -48,6 +48,12 @@ class Resources:
         return "cuda" if self.gpus > 0 else "cpu"
 
 
+def thread_variables(threads: int) -> dict[str, str]:
+    """What tells every library that computes how many threads it may start; read when it is loaded."""
+    libraries = ("OMP_NUM", "MKL_NUM", "OPENBLAS_NUM", "NUMEXPR_NUM", "VECLIB_MAXIMUM")
+    return dict.fromkeys([f"{library}_THREADS" for library in libraries], str(threads))
+
+
 @dataclass(frozen=True)
 class Seat:
     """A rank's place in a trial.

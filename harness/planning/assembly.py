@@ -186,6 +186,10 @@ class Assembler:
         recipe = self._recipe(cell, built)
         if reason := _unshareable(recipe, resources.ranks, cell.method.parts):
             raise Where(self.grid.file, asked["ranks"]).error(f"found {resources.ranks}, allowed: {reason}")
+        if resources.ranks > 1 and resources.gpus % 1:
+            raise Where(self.grid.file, asked["gpus"]).error(
+                f"found {resources.gpus:g} for each of {resources.ranks} ranks, allowed: 0 or 1; NCCL takes a GPU for each"
+            )
         return TrialSpec(
             task=cell.task.name,
             task_options=cell.task.options,

@@ -198,12 +198,17 @@ def _judged(course: Course) -> Callable[[], bool]:
     return judged
 
 
+CONTEXT = 512 << 20
+"""Bytes that CUDA itself takes of a GPU for each process, which PyTorch's limit does not count."""
+
+
 def _take_share(share: float) -> None:
     """Ends an allocation beyond the share as out of memory, in this process alone and not in its neighbours."""
     import torch
 
     if torch.cuda.is_available():
-        torch.cuda.set_per_process_memory_fraction(share)
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(max(0.0, share - CONTEXT / total))
 
 
 def _die_with_parent() -> None:

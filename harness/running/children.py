@@ -17,22 +17,17 @@ from typing import Any
 
 import psutil
 
-from harness.resources import Resources, Seat
+from harness.resources import Resources, Seat, thread_variables
 from harness.running.units import UnitTrial
 
 SECRETS = re.compile(
     r"TOKEN(?!IZ)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|(API|ACCESS|PRIVATE)KEY|CONNECTION_?STRING"
-    r"|(^SSH|_)PASS(_|$)|_(PWD|PAT)(_|$)|(^|_)(KEY|JWT|DSN|SAS)(_|$)"
+    r"|(^SSH|_)PASS(_|$)|_(PWD|PAT)(_|$)|(^|_)(KEY|JWT|DSN|SAS)(_|$)|_AUTH(_CONFIG)?$"
 )
 """Variables with such names, in capitals, do not reach an author's code. `PWD` and `PATH` are none."""
 
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-)
+SIGNED_IN = re.compile(r"://[^/@\s]*:[^/@\s]+@")
+"""Nor do those whose value holds an address with a password, such as that of a database or a proxy."""
 
 
 class WarmDied(RuntimeError):
@@ -41,9 +36,9 @@ class WarmDied(RuntimeError):
 
 def child_environment(resources: Resources) -> dict[str, str]:
     """The environment of trials: threads set for every library, no GPU unless asked for, no secrets."""
-    kept = {name: value for name, value in os.environ.items() if not SECRETS.search(name.upper())}
-    threads = str(max(1, int(resources.cpus)))
-    kept |= dict.fromkeys(THREAD_VARIABLES, threads)
+    secret = {name for name, value in os.environ.items() if SECRETS.search(name.upper()) or SIGNED_IN.search(value)}
+    kept = {name: value for name, value in os.environ.items() if name not in secret}
+    kept |= thread_variables(resources.threads)
     if resources.gpus:
         kept["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     else:
@@ -52,9 +47,27 @@ def child_environment(resources: Resources) -> dict[str, str]:
 
 
 def fair_memory(resources: Resources) -> int:
-    """The memory limit of a trial that asked for none: its share of 85 % of the machine, by CPUs."""
-    share = min(1.0, max(resources.cpus, 1.0) / (os.cpu_count() or 1))
-    return int(0.85 * psutil.virtual_memory().total * share)
+    """The memory limit of a trial that asked for none: its share of 85 % of what there is, by CPUs."""
+    memory, cpus = usable()
+    return int(0.85 * memory * min(1.0, max(resources.cpus, 1.0) / cpus))
+
+
+def usable(root: Path = Path("/")) -> tuple[int, float]:
+    """Bytes and CPUs that this process may use: the machine's, or fewer where a container or a batch job has limits.
+
+    Args:
+        root: of the file system, where Linux shows the limits of the group that a process is in and of those above it.
+    """
+    memory, cpus = [psutil.virtual_memory().total], [float(os.cpu_count() or 1)]
+    with contextlib.suppress(OSError):  # another system than Linux, or one without these files
+        group = Path((root / "proc/self/cgroup").read_text().rpartition("::")[2].strip().lstrip("/"))
+        for folder in (root / "sys/fs/cgroup" / name for name in (group, *group.parents)):
+            with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+                memory.append(int((folder / "memory.max").read_text()))
+            with contextlib.suppress(OSError, ValueError):
+                quota, period = (folder / "cpu.max").read_text().split()
+                cpus.append(int(quota) / int(period))
+    return min(memory), min(cpus)
 
 
 class WarmHandle:

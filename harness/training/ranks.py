@@ -31,6 +31,7 @@ def join(seat: Seat) -> DistributedRanks:
         PeerLost: if they are not within `PATIENCE`.
     """
     backend = "nccl" if seat.device == "cuda" else "gloo"
+    os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"  # else a lost rank aborts this process, as an error of its own would
     if seat.address.startswith("127."):  # all on this machine: gloo would listen where its host name points
         os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = "lo"
     try:

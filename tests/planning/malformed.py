@@ -89,6 +89,13 @@ MALFORMED = [
         "batch over ranks", GOOD + "resources: {ranks: 3}\n", "resources.ranks", ("found 3", "64 samples"), heavy=True
     ),
     Malformed(
+        "a part of a GPU for each rank",
+        GOOD + "resources: {ranks: 2, gpus: 0.5}\n",
+        "resources.gpus",
+        ("found 0.5 for each of 2 ranks", "0 or 1"),
+        heavy=True,
+    ),
+    Malformed(
         "more ranks than clients",
         grid(tasks="[digits/federated]", methods="[fed_avg]") + "resources: {ranks: 11}\n",
         "resources.ranks",

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 from machines import PATIENCE, until
 from support import TROUBLE, plugin, run, seeded, together, told
 
@@ -21,7 +23,8 @@ from harness.recording.log import MOST, last, tell
 from harness.recording.records import Result, Status, TrialRecords
 from harness.registry import Registry
 from harness.resources import Resources
-from harness.running.children import WarmDied, WarmHandle, child_environment
+from harness.running.child import _take_share
+from harness.running.children import WarmDied, WarmHandle, child_environment, usable
 from harness.running.units import Unit, UnitTrial
 
 pytestmark = pytest.mark.chaos
@@ -447,6 +450,7 @@ def test_a_dead_warm_process_is_noticed(plugins: Registry, tmp_path: Path) -> No
 LEAVES = """
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 @register_method("leaves")
 class Leaves(Method):
@@ -495,7 +499,7 @@ def running(pid: int, seconds: float) -> bool:
         ("GOOGLE_APPLICATION_CREDENTIALS AZURE_CREDENTIAL", True),
         ("WANDB_API_KEY APIKEY OPENAI_KEY AZURE_STORAGE_KEY AWS_ACCESS_KEY_ID SSH_PRIVATE_KEY ACCESSKEY", True),
         ("GITHUB_PAT AZURE_DEVOPS_EXT_PAT CI_PAT_READ SLURM_JWT SENTRY_DSN AZURE_STORAGE_SAS", True),
-        ("AZURE_STORAGE_CONNECTION_STRING", True),
+        ("AZURE_STORAGE_CONNECTION_STRING DOCKER_AUTH_CONFIG NPM_CONFIG__AUTH BASIC_AUTH", True),
         ("PATH PYTHONPATH LD_LIBRARY_PATH PWD OLDPWD HOME USER LANG TZ TERM SHLVL", False),
         ("OMP_NUM_THREADS KMP_AFFINITY CUDA_HOME CUDA_LAUNCH_BLOCKING NVIDIA_VISIBLE_DEVICES", False),
         ("HARNESS_DATA HARNESS_CACHE HARNESS_RESULTS RAY_AUTH_MODE RAY_TMPDIR TOKENIZERS_PARALLELISM", False),
@@ -509,6 +513,50 @@ def test_names_that_are_secrets_and_names_that_are_not(
         monkeypatch.setenv(name, "value")
     kept = child_environment(Resources())
     assert [name for name in names.split() if (name not in kept) != secret] == []
+
+
+@pytest.mark.parametrize(
+    ("value", "secret"),
+    [
+        ("postgresql://me:hidden@db:5432/runs", True),
+        ("redis://:hidden@cache", True),
+        ("--proxy http://me:hidden@proxy:3128 --other", True),
+        ("http://proxy:3128", False),
+        ("http://host:80/me:you@x", False),
+        ("me@host:folder", False),
+        ("sqlite:///runs.db", False),
+    ],
+)
+def test_addresses_with_passwords_are_secrets(value: str, secret: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOMETHING", value)
+    assert ("SOMETHING" not in child_environment(Resources())) == secret
+
+
+def test_limits_of_containers_and_batch_jobs_are_seen(tmp_path: Path) -> None:
+    """As Linux shows them: a job's step in its job, which has a quarter of the memory and one and a half CPUs."""
+    total, cpus = usable(tmp_path / "none")
+    assert total == psutil.virtual_memory().total and cpus == os.cpu_count()
+    group = tmp_path / "sys/fs/cgroup/job/step"
+    for file, text in {
+        tmp_path / "proc/self/cgroup": "0::/job/step\n",
+        group / "memory.max": "max\n",
+        group / "cpu.max": "max 100000\n",
+        group.parent / "memory.max": f"{total // 4}\n",
+        group.parent / "cpu.max": "150000 100000\n",
+    }.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    assert usable(tmp_path) == (total // 4, min(1.5, cpus))
+
+
+def test_a_part_of_a_gpu_leaves_room_for_what_cuda_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=8 << 30))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", asked.append)
+    for share in (0.5, 0.25, 0.03):
+        _take_share(share)
+    assert asked == [0.4375, 0.1875, 0.0]
 
 
 def test_the_environment_of_trials(monkeypatch: pytest.MonkeyPatch) -> None:

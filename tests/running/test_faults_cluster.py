@@ -40,8 +40,24 @@ def test_a_worker_node_is_killed(tmp_path: Path, undisturbed: Place) -> None:  #
         place.pace(0)
         shown = driver.communicate(timeout=PATIENCE)[0]
         assert driver.returncode == 0, shown
+        place.nothing_runs()
     place.as_undisturbed(undisturbed)
-    place.nothing_runs()
+
+
+def test_a_driver_beside_a_cluster_is_killed(tmp_path: Path, undisturbed: Place) -> None:  # noqa: F811
+    """The cluster lives on and must be rid of the grid; the next driver finds it so."""
+    place = Place(tmp_path)
+    with machines(2) as cluster:
+        place.pace(0.3)
+        driver = place.start("--address", cluster.address)
+        until(place.committed, PATIENCE, "a commit")
+        driver.kill()
+        driver.communicate()
+        place.nothing_runs()
+        place.pace(0)
+        place.run("--address", cluster.address)
+        place.nothing_runs()
+    place.as_undisturbed(undisturbed)
 
 
 def test_a_node_is_drained_as_preempted(tmp_path: Path, undisturbed: Place) -> None:  # noqa: F811
@@ -65,8 +81,8 @@ def test_a_node_is_drained_as_preempted(tmp_path: Path, undisturbed: Place) -> N
         place.pace(0)
         shown = driver.communicate(timeout=PATIENCE)[0]
         assert driver.returncode == 0, shown
+        place.nothing_runs()
     place.as_undisturbed(undisturbed)
-    place.nothing_runs()
     attempts = [Results(place.results).trial(hash).result().attempt for hash in place.hashes]  # type: ignore[union-attr]
     assert max(attempts) == 2, "taken up once more, and not as often as a trial that fails"
 
@@ -87,9 +103,9 @@ def test_two_grids_run_on_one_cluster(tmp_path: Path, undisturbed: Place) -> Non
         for place in (one, other):
             shown = place.driver.communicate(timeout=PATIENCE)[0]
             assert place.driver.returncode == 0, shown
+            place.nothing_runs()
     for place in (one, other):
         place.as_undisturbed(undisturbed)
-        place.nothing_runs()
     ended = Results(one.results).trial(shared).result()
     assert ended is not None
     assert ended.attempt == 1, "the other grid waited for it"

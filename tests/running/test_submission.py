@@ -544,6 +544,7 @@ def test_a_grid_goes_to_a_cluster_and_back(cluster: Machines, tmp_path: Path) ->
     assert any(commit and commit.checkpoint for commit in commits), "what ran has committed"
     assert submissions(Results(results), "sent")[-1].about["status"] == "interrupted"
     assert statuses(tracking) <= {"KILLED", "FINISHED"}, "no run is left open"
+    until(lambda: not processes(str(results)), 120, "the end of every process of the grid on a cluster that lives on")
 
     pace.write_text("0")
     done = subprocess.run(send, capture_output=True, text=True, env=environment, timeout=PATIENCE)

@@ -52,8 +52,10 @@ def rank(index: int, world: int, folder: str, spec_json: str) -> None:
     distributed.destroy_process_group()
 
 
-def test_two_ranks_follow_one(registry: Registry, tmp_path: Path) -> None:
-    spec = short_spec(registry, "digits/mlp", [Part("adamw")], precision="float64")
+@pytest.mark.parametrize("method", ["adamw", "stable_grad", "oui_decay"])
+def test_two_ranks_follow_one(method: str, registry: Registry, tmp_path: Path) -> None:
+    parts = [Part("stable_grad"), Part("adamw")] if method == "stable_grad" else [Part(method)]
+    spec = short_spec(registry, "digits/mlp", parts, precision="float64")
     alone = run_short(registry, spec).weights
     processes.spawn(rank, (2, str(tmp_path), spec.to_json()), nprocs=2)
     first, second = (torch.load(tmp_path / f"weights-{index}.pt", weights_only=True) for index in (0, 1))
