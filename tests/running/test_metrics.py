@@ -1,4 +1,4 @@
-"""What a grid exports to Prometheus, read back from Ray's own exporter's objects."""
+"""What a grid counts, with stand-ins for Ray's counters; `test_four_ways.py` reads the pages that real nodes show."""
 
 import os
 from pathlib import Path

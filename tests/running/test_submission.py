@@ -360,9 +360,9 @@ def test_a_head_that_restarts_is_asked_again_and_not_for_ever(answer: bytes, mon
 
 
 @contextmanager
-def hanging(answer: bytes | None) -> Iterator[tuple[str, threading.Event]]:
+def hanging(answer: bytes | None, ray: str = nodes.versions()["ray"]) -> Iterator[tuple[str, threading.Event]]:
     """The address of a head without jobs, and what makes it answer so, or not at all."""
-    told = {"/api/version": json.dumps({"ray_version": nodes.versions()["ray"]}), "/api/jobs/": "[]"}
+    told = {"/api/version": json.dumps({"ray_version": ray}), "/api/jobs/": "[]"}
     hangs, over = threading.Event(), threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
@@ -410,7 +410,38 @@ def test_a_head_that_hangs_is_not_waited_for_for_ever(
             stop_submitted(client, "sent")
 
 
+def test_a_head_with_another_ray_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "x")
+    with (
+        hanging(None, ray="2.1.0") as (address, _),
+        pytest.raises(submission.BadSubmission, match=r"ray 2\.1\.0 there"),
+    ):
+        submission.connect(address)
+
+
 # What the head checks, with a cluster that answers as it is told to.
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"code": "other"}, "what the head has unpacked is not what was sent"),
+        ({"versions": nodes.versions() | {"torch": "1.0"}}, "the head has other versions than the client: torch"),
+        ({"plan": "other"}, "the head plans other trials than the client"),
+    ],
+)
+def test_a_head_that_is_not_as_it_must_be_is_refused(
+    fields: dict[str, Any], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = write_grid(tmp_path, GRID.replace("slow + ", ""))
+    right = order(code=staging.digest(tmp_path), plan=staging.plan_digest(planned(grid)))
+    with pytest.raises(Refused, match="the head runs harness from .*, not what was sent"):
+        arrival.check(right, tmp_path)
+    monkeypatch.setattr(arrival, "sources", SimpleNamespace(PROJECT=tmp_path))
+    with pytest.raises(Refused, match=says):
+        arrival.check(dataclasses.replace(right, **fields), tmp_path)
+    with pytest.raises(Infrastructure, match="the head does not reach http://mlflow:5000"):
+        arrival.check(right, tmp_path)
 
 
 def arrived(folder: Path, **fields: Any) -> None:
