@@ -435,7 +435,7 @@ def test_a_head_that_is_not_as_it_must_be_is_refused(
 ) -> None:
     grid = write_grid(tmp_path, GRID.replace("slow + ", ""))
     right = order(code=staging.digest(tmp_path), plan=staging.plan_digest(planned(grid)))
-    with pytest.raises(Refused, match="the head runs harness from .*, not what was sent"):
+    with pytest.raises(Refused, match=r"the head runs harness from .*, not what was sent"):
         arrival.check(right, tmp_path)
     monkeypatch.setattr(arrival, "sources", SimpleNamespace(PROJECT=tmp_path))
     with pytest.raises(Refused, match=says):
