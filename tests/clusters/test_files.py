@@ -352,6 +352,7 @@ def compose() -> list[str]:
     pytest.skip("docker compose is not installed")
 
 
+@pytest.mark.slow  # so that it runs where `.ci/run` has installed what it needs
 @pytest.mark.parametrize("wrong", [False, True])
 def test_compose_reads_its_file(wrong: bool, tmp_path: Path) -> None:
     program = compose()
