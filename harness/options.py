@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import reprlib
 import sys
 import types
 import typing
@@ -149,3 +150,14 @@ def nearest(name: Any, known: Iterable[Any]) -> str:
     """
     matches = difflib.get_close_matches(str(name), [str(item) for item in known], n=1, cutoff=0.5)
     return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def short(value: Any) -> str:
+    """A value as an error shows it.
+
+    >>> short(None), short(list(range(9)))
+    ('nothing', '[0, 1, 2, 3, ...]')
+    """
+    shown = reprlib.Repr()
+    shown.maxstring, shown.maxother, shown.maxlist, shown.maxdict, shown.maxlevel = 80, 80, 4, 4, 3
+    return "nothing" if value is None else shown.repr(value)

@@ -13,16 +13,18 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
+from traceback import extract_tb
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, dataclass_transform
 
 from harness import sources
 from harness.names import CONTROLS, split_control
-from harness.options import Schema, check_all, nearest, offered, schema_of
+from harness.options import Schema, check_all, nearest, offered, schema_of, short
 
 if TYPE_CHECKING:
     from harness.claim import Claim
@@ -118,6 +120,9 @@ _loading: str | None = None
 
 
 def _register(kind: Kind, name: str) -> Callable[[C], C]:
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+        raise RegistryError(f"{kind} {short(name)}: allowed: letters, digits, _ . and -, with one / in a task's name")
+
     def decorate(cls: C) -> C:
         if "__dataclass_fields__" not in cls.__dict__:
             dataclasses.dataclass(cls)
@@ -203,12 +208,16 @@ class Registry:
     def _add(self, entry: Entry, cache: _Cache) -> None:
         try:
             if not entry.file.is_file():
-                raise RegistryError(f"{entry.file}: no such file")
+                others = [file.name for file in entry.file.parent.glob("*.py")]
+                what = "a folder" if entry.file.is_dir() else f"no such file{nearest(entry.file.name, others)}"
+                raise RegistryError(f"found {what}, allowed: a Python file")
             items = cache.items(entry, self._modules)
         except Collision:
             raise
         except (Exception, SystemExit) as error:  # a plugin may fail in any way: it is named, the rest goes on
-            self.broken[entry.origin] = f"{type(error).__name__}: {error}"
+            lines = [frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == str(entry.file)]
+            place = f", line {lines[-1]}" if lines else ""
+            self.broken[entry.origin] = f"{type(error).__name__}: {error}{place}"
             return
         for item in items:
             key = (item.kind, item.name)
@@ -236,7 +245,7 @@ class Registry:
         known = [item.name for item in self.items(kind)]
         broken = "".join(f"; {origin} did not load ({error})" for origin, error in self.broken.items())
         raise RegistryError(
-            f"found {name!r}, which is no {kind}, allowed: {offered(name, known, 'harness list')}"
+            f"found {short(name)}, which is no {kind}, allowed: {offered(name, known, 'harness list')}"
             f"{nearest(name, known)}{broken}"
         )
 

@@ -16,12 +16,12 @@ from rich.text import Text
 from harness.options import Schema
 from harness.planning.explaining import explain
 from harness.planning.plan import Plan
-from harness.planning.survey import estimate, survey
+from harness.planning.survey import State, Survey, estimate
 from harness.recording.garbage import Garbage
 from harness.recording.results import Results
 from harness.registry import Item
 from harness.resources import Resources
-from harness.seconds import duration
+from harness.seconds import amount, duration
 
 
 class Terminal(Console):
@@ -92,13 +92,14 @@ def _asked(resources: Resources) -> str:
     return each if resources.ranks == 1 else f"{resources.ranks} ranks of {each}"
 
 
-def overview(plan: Plan, results: Results, slots: int) -> Iterator[RenderableType]:
+def overview(plan: Plan, state: Survey, slots: int) -> Iterator[RenderableType]:
     """A plan: its cells with their statuses, what is left out and why, and an estimate of the time."""
-    state = survey(plan, results)
     cells: dict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
     for trial in plan.trials:
         cells[trial.task_label, trial.method_label, _asked(trial.resources)][state.statuses[trial.hash]] += 1
-    table = Table(title=f"{plan.name}: {len(plan.trials)} trials", title_justify="left", box=None, pad_edge=False)
+    table = Table(
+        title=f"{plan.name}: {amount(len(plan.trials), 'trial')}", title_justify="left", box=None, pad_edge=False
+    )
     for name in ("task", "method", "each", "trials"):
         table.add_column(name)
     for (task, method, resources), counts in cells.items():
@@ -119,9 +120,11 @@ def overview(plan: Plan, results: Results, slots: int) -> Iterator[RenderableTyp
     seconds = estimate(plan, state, slots)
     if state.to_run:
         known = "unknown until some trials are done" if seconds is None else f"about {duration(seconds)}"
-        yield f"{len(state.to_run)} trials to run on {slots} CPUs, time: {known}"
+        yield f"{amount(len(state.to_run), 'trial')} to run on {amount(slots, 'CPU')}, time: {known}"
     else:
         yield "Everything is done."
+    if stale := [state.reasons[hash] for hash, status in state.statuses.items() if status is State.STALE]:
+        yield f"{len(stale)} stale: {stale[0]}. They are computed anew, or kept with: harness run --keep-stale"
 
 
 def explanation(plan: Plan, prefix: str) -> Table:

@@ -1,5 +1,6 @@
 """The command line: what it answers to bad input, and what it prints."""
 
+import json
 import shlex
 import shutil
 import subprocess
@@ -164,11 +165,15 @@ def test_a_plugin_that_forgets_its_state_is_found_out(tmp_path: Path) -> None:
     assert "FAIL  digits/mlp: resume is exact" in shown
 
 
-def test_a_broken_plugin_is_named_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_a_plugin_that_does_not_load_is_refused(tmp_path: Path) -> None:
+    """Asked for by name, it is needed: with its file, what is wrong and where; of a wrong name the nearest right one."""
     broken = plugin(tmp_path, "import a_module_that_is_not_there\n")
-    shown = harness("list", "--plugin", broken)
-    assert "plugin plugin.py: left out, it does not load (ModuleNotFoundError" in shown
-    assert "digits/mlp" in shown
+    line = broken.read_text().splitlines().index("import a_module_that_is_not_there") + 1
+    shown = harness("list", "--plugin", broken, status=2)
+    assert f"--plugin: {broken} does not load (ModuleNotFoundError: " in shown and f", line {line})" in shown
+    shown = harness("list", "--plugin", broken.with_name("plugins.py"), status=2)
+    assert "found no such file; did you mean 'plugin.py'?, allowed: a Python file" in shown
+    assert "found a folder, allowed: a Python file" in harness("list", "--plugin", tmp_path, status=2)
 
 
 def test_a_collision_is_an_error(tmp_path: Path) -> None:
@@ -304,6 +309,84 @@ def test_a_damaged_file_is_no_traceback(
             assert line.endswith(f"delete {trial}, and the next run computes this trial anew")
 
 
+@pytest.mark.chaos
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("metrics", "x"),
+        ("metrics", {"test/accuracy": "high"}),
+        ("environment", 3),
+        ("steps", "x"),
+        ("hash", None),
+        ("kept", [1]),
+    ],
+)
+def test_a_result_of_other_types_is_no_traceback(
+    field: str,
+    value: object,
+    ran: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(ran, tmp_path, dirs_exist_ok=True)
+    (file,) = (tmp_path / "results" / "trials").glob("*/result.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
+    arguments = ["compare", "one", "one", "--results", str(tmp_path / "results")]
+    monkeypatch.setattr(sys, "argv", ["harness", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{file}: found damaged content (TypeError: {field}: found " in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        ("ui --tracking nowhere", 2, "--tracking: found 'nowhere', allowed: http://…"),
+        ("sync --tracking nowhere", 2, "--tracking: found 'nowhere', allowed: http://…"),
+        ("report one --tracking nowhere", 2, "--tracking: found 'nowhere', allowed: http://…"),
+        ("report onne", 2, "found 'onne', allowed: a file, one; did you mean 'one'?"),
+        ("report GRID --results EMPTY", 2, "report: grid one has not been run into EMPTY. Next: harness run GRID"),
+        ("report one --out EMPTY", 2, "--out: found 'EMPTY', which is a folder, allowed: a file to write"),
+        ("report one --out EMPTY/a/b.html", 2, "which lies in a folder that does not exist"),
+        ("ui --results EMPTY", 2, "make it with: harness run "),
+        ("compare one one --by test/acuracy", 2, "--by: found 'test/acuracy', allowed: test/accuracy, "),
+        ("compare one one", 0, "Next: harness report one --results "),
+        ("plan GRID", 0, "one: 1 trial"),
+        ("plan GRID", 0, "Everything is done."),
+        ("plan GRID", 0, "Next: harness report GRID --results "),
+    ],
+)
+def test_what_is_told_of_what_was_run(
+    arguments: str,
+    status: int,
+    says: str,
+    ran: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    places = {"GRID": str(ran / "grid.yaml"), "EMPTY": str(tmp_path)}
+
+    def placed(text: str) -> str:
+        for name, place in places.items():
+            text = text.replace(name, place)
+        return text
+
+    words = placed(arguments).split()
+    words += [] if "--results" in words else ["--results", str(ran / "results")]
+    monkeypatch.setattr(sys, "argv", ["harness", *words])
+    monkeypatch.setenv("COLUMNS", "300")
+    with pytest.raises(SystemExit) as end:
+        main()
+    shown = capsys.readouterr()
+    assert end.value.code == status, shown
+    assert placed(says) in (shown.err if status else shown.out)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_went_wrong_inside_is_not_taken_for_damage(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
         raise RuntimeError("inside")
@@ -315,4 +398,5 @@ def test_what_went_wrong_inside_is_not_taken_for_damage(monkeypatch: pytest.Monk
 
 def test_a_plugin_that_exits_is_left_out(tmp_path: Path) -> None:
     file = plugin(tmp_path, "raise SystemExit(3)")
-    assert list(Registry([file]).broken.values()) == ["SystemExit: 3"]
+    (trouble,) = Registry([file]).broken.values()
+    assert trouble.startswith("SystemExit: 3, line ")

@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "papers"
 NAMES = sorted(file.stem for file in PAGES.glob("*.json"))
 CLAIMS = [name for name in NAMES if json.loads((PAGES / f"{name}.json").read_text())["verdicts"]]
-WITHOUT_CONTROLS = {"fed_oui", "fed_oui_readings"}
-"""Their controls are those of fed_oui_noisy: the same model, recipe and baseline."""
+WITHOUT_CONTROLS = {"fed_oui_readings"}
+"""Its controls are those of fed_oui: the same clients, model, recipe and baseline."""
 
 
 @cache

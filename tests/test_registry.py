@@ -165,3 +165,10 @@ def test_a_hook_that_would_never_be_called_is_refused(hook: str, owned: str, tmp
 def test_what_a_list_shows_is_a_plain_sentence(registry: Registry) -> None:
     shown = [item.summary for kind in (*KINDS, "claim") for item in registry.items(kind)]
     assert not [text for text in shown if "\\" in text or ":math:" in text]
+
+
+def test_a_name_that_no_grid_could_write_is_refused(tmp_path: Path) -> None:
+    for name in ("bad name", "../up", "a + b", "a/b/c", ""):
+        file = plugin(tmp_path, f"@register_method({name!r})\nclass Mine(Method):\n    pass\n")
+        (trouble,) = Registry([file]).broken.values()
+        assert f"method {name!r}: allowed: letters, digits" in trouble

@@ -107,6 +107,7 @@ def plan(
 ) -> None:
     """Shows what a grid holds and what of it is done. Cells, reasons, statuses, an estimate of the time."""
     from harness.planning.errors import GridError
+    from harness.planning.survey import survey
     from harness.showing import explanation, overview
 
     registry = open_registry(plugin)
@@ -118,7 +119,8 @@ def plan(
         except GridError as error:
             raise fail(str(error), 2) from error
         return
-    for part in overview(planned, memory, os.cpu_count() or 1):
+    state = survey(planned, memory)
+    for part in overview(planned, state, os.cpu_count() or 1):
         out.print(part)
     if planned.claims.listed:
         from harness.judging.history import history
@@ -126,7 +128,9 @@ def plan(
 
         for line in doubts(planned, registry, history(memory, planned.name)):
             out.print(line)
-    out.print(f"Next: harness run {again(grid, set_, plugin, results)}", soft_wrap=True)
+    line = again(grid, set_, plugin, results)
+    out.print(f"Where values come from: harness plan {line} --explain {planned.trials[0].hash[:8]}", soft_wrap=True)
+    out.print(f"Next: harness {'run' if state.to_run else 'report'} {line}", soft_wrap=True)
 
 
 @app.command()

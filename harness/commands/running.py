@@ -17,6 +17,7 @@ from harness.commands.shared import (
     TrackingOption,
     again,
     app,
+    check_tracking,
     console,
     fail,
     open_plan,
@@ -68,7 +69,7 @@ def run(
 
     if address is not None and "://" in address:
         raise fail(f"--address: from elsewhere it is: harness submit {grid} --address {address} --results FOLDER", 2)
-    _check_tracking(tracking)
+    check_tracking(tracking)
     if node_type and address is None:
         raise fail("--node-type: found without --address, allowed: with the address of a cluster", 2)
     types = _node_types(node_type)
@@ -108,17 +109,6 @@ def run(
     if SUBMITTED not in os.environ:
         where_to_look(out, line, "" if results == RESULTS else f" --results {results}")
     raise typer.Exit(status)
-
-
-def _check_tracking(tracking: str | None) -> None:
-    """Exit status 2 for an address that MLflow cannot take."""
-    from harness.recording.store import TrackingError, scheme_of
-
-    try:
-        if tracking is not None:
-            scheme_of(tracking)
-    except TrackingError as error:
-        raise fail(str(error), 2) from error
 
 
 def _node_types(written: list[str] | None) -> list[dict[str, float]]:

@@ -57,14 +57,17 @@ def again(grid: Path, overrides: list[str] | None, plugins: list[Path] | None, r
 
 
 def open_registry(plugins: list[Path] | None) -> Registry:
-    """What is registered; a plugin that does not load is reported and left out."""
+    """What is registered, or exit status 2 for a `--plugin` that does not load; one that is installed is left out and named."""
     from harness.registry import Registry, RegistryError
 
     try:
         registry = Registry(plugins or [])
     except RegistryError as error:
         raise fail(str(error), 2) from error
+    asked = {f"plugin {file.name}": file for file in registry.plugins}
     for origin, trouble in registry.broken.items():
+        if origin in asked:
+            raise fail(f"--plugin: {asked[origin]} does not load ({trouble})", 2)
         typer.echo(f"{origin}: left out, it does not load ({trouble})", err=True)
     return registry
 
@@ -87,6 +90,17 @@ def open_plan(grid: Path, overrides: list[str] | None, registry: Registry, resul
     try:
         return build_plan(load_grid(grid, overrides or [], registry), registry), memory
     except GridError as error:
+        raise fail(str(error), 2) from error
+
+
+def check_tracking(tracking: str | None) -> None:
+    """Exit status 2 for an address that MLflow cannot take."""
+    from harness.recording.store import TrackingError, scheme_of
+
+    try:
+        if tracking is not None:
+            scheme_of(tracking)
+    except TrackingError as error:
         raise fail(str(error), 2) from error
 
 

@@ -15,6 +15,7 @@ from harness.commands.shared import (
     SetOption,
     TrackingOption,
     app,
+    check_tracking,
     console,
     fail,
     open_plan,
@@ -38,6 +39,7 @@ def sync(
     from harness.recording.store import TrackingError
     from harness.recording.tracking import sync as project
 
+    check_tracking(tracking)
     memory = open_results(results)
     known = memory.grids()
     if grid is not None and grid not in known:
@@ -53,7 +55,7 @@ def sync(
         pending += report.pending
         typer.echo(f"{name}: {report}")
     if pending:
-        raise fail("MLflow is not up to date; nothing is lost. Next: harness sync", 3)
+        raise fail(f"MLflow is not up to date; nothing is lost. Next: harness sync --results {results}", 3)
     typer.echo(f"Next: harness ui --results {results}")
 
 
@@ -66,9 +68,11 @@ def ui(
     """Opens MLflow on the results folder, for this machine alone."""
     from harness.recording.tracking import ui_command
 
+    check_tracking(tracking)
     memory = open_results(results)
     if tracking is None and not (memory.folder / "mlflow.db").exists():
-        raise fail(f"--results: {memory.folder} holds no mlflow.db; make it with: harness sync", 2)
+        made = f"harness sync --results {results}" if memory.grids() else f"harness run GRID --results {results}"
+        raise fail(f"--results: {memory.folder} holds no mlflow.db; make it with: {made}", 2)
     typer.echo(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)")
     command = ui_command(memory, tracking, port)
     os.execvp(command[0], command)
@@ -95,6 +99,7 @@ def compare(
     known = {item.name: (item.metric, item.direction) for item in registry.items("task")}
     try:
         sides = [comparing.find_side(text, memory) for text in (first, second)]
+        comparing.check_metric(by, sides)
         found = comparing.compare(sides[0], sides[1], comparing.metric_of(known, by, direction), level)
     except RecordsError as error:
         raise fail(f"compare: {error}", 2) from error
@@ -105,6 +110,7 @@ def compare(
             out.print(f"only in {name}: {', '.join(cells)}")
     if not found.cells:
         raise fail(f"compare: {first} and {second} have no cell in common", 2)
+    out.print(f"Next: harness report {sides[1].place}", soft_wrap=True)
 
 
 @app.command()
@@ -125,14 +131,21 @@ def report(
     The page is also kept in MLflow, on the parent run.
     """
     from harness.judging.report import FORMATS, write_report
+    from harness.recording.grids import submissions
     from harness.recording.records import RecordsError
 
     if form not in FORMATS:
         from harness.options import nearest
 
         raise fail(f"--format: found {form!r}, allowed: {', '.join(FORMATS)}{nearest(form, list(FORMATS))}", 2)
+    check_tracking(tracking)
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        found = "is a folder" if out.is_dir() else "lies in a folder that does not exist"
+        raise fail(f"--out: found {str(out)!r}, which {found}, allowed: a file to write", 2)
     registry = open_registry(plugin)
     planned, memory = open_plan(_grid_file(grid, open_results(results)), set_, registry, results)
+    if not submissions(memory, planned.name):
+        raise fail(f"report: grid {planned.name} has not been run into {results}. Next: harness run {grid}", 2)
     try:
         file = write_report(planned, memory, registry, form, out)
     except RecordsError as error:
@@ -145,13 +158,19 @@ def report(
 
 
 def _grid_file(grid: str, memory: Results) -> Path:
-    """The file of a grid: itself, or as it was last submitted."""
+    """The file of a grid: itself, or as it was last submitted; exit status 2 for what is neither a file nor such a name."""
+    from harness.options import nearest
     from harness.planning.reading import is_file
     from harness.recording.grids import submissions
 
-    if is_file(Path(grid)) or not (past := submissions(memory, grid)):
-        return Path(grid)
-    return past[-1].folder / "grid.yaml"
+    known = memory.grids()
+    if grid in known and not is_file(Path(grid)) and (past := submissions(memory, grid)):
+        return past[-1].folder / "grid.yaml"
+    if not is_file(Path(grid)) and not Path(grid).suffix:
+        raise fail(
+            f"GRID: found {grid!r}, allowed: a file, {', '.join(known) or 'no name yet'}{nearest(grid, known)}", 2
+        )
+    return Path(grid)
 
 
 def _project_report(memory: Results, name: str, tracking: str | None) -> None:

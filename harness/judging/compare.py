@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -14,12 +15,13 @@ from rich.table import Table
 
 from harness.judging.evidence import WORST
 from harness.judging.paired import Paired, describe, holm, ranked_failures, sign_flip_p
-from harness.options import nearest
+from harness.options import nearest, offered
 from harness.planning.claims import better_when
 from harness.planning.reading import is_folder
 from harness.recording.grids import SubmittedTrial, some_submissions
 from harness.recording.records import RecordsError, Result, Status
 from harness.recording.results import Results
+from harness.seconds import amount
 
 
 class Change(StrEnum):
@@ -39,6 +41,8 @@ class Side:
     name: str
     trials: Sequence[SubmittedTrial]
     results: Mapping[str, Result]
+    place: str = ""
+    """The grid and its results folder as options of the next command."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +191,19 @@ def find_side(text: str, memory: Results) -> Side:
             f"found {text!r}, allowed: a grid of {folder.folder} ({listed}), or FOLDER:GRID{nearest(grid, known)}"
         )
     trials = some_submissions(folder, grid)[-1].trials()
-    return Side(text, trials, folder.results(trial.hash for trial in trials))
+    results = folder.results(trial.hash for trial in trials)
+    return Side(text, trials, results, shlex.join([grid, "--results", str(folder.folder)]))
+
+
+def check_metric(by: str, sides: Iterable[Side]) -> None:
+    """Refuses a metric that no trial has.
+
+    Raises:
+        RecordsError: with the nearest that some have.
+    """
+    known = sorted({name for side in sides for result in side.results.values() for name in result.metrics})
+    if by and known and by not in known:
+        raise RecordsError(f"--by: found {by!r}, allowed: {offered(by, known, 'harness report')}{nearest(by, known)}")
 
 
 def metric_of(known: Mapping[str, tuple[str, str]], by: str = "", direction: str = "") -> Metric:
@@ -223,7 +239,7 @@ def table(comparison: Comparison) -> Table:
         paired = cell.paired
         mean = "" if paired is None or paired.mean is None else f"{paired.mean:+.3g}"
         differs = [f"{path}: {a} → {b}" for path, (a, b) in cell.fields.items()]
-        differs += [f"code ({cell.codes} seeds)"] if cell.codes else []
+        differs += [f"code ({amount(cell.codes, 'seed')})"] if cell.codes else []
         differs += [cell.reason] if cell.reason else []
         p = "" if cell.change in (Change.IDENTICAL, Change.HELD) else f"{cell.p:.3g}"
         found.add_row(cell.cell, cell.metric, str(cell.change), mean, p, "; ".join(differs))

@@ -28,6 +28,7 @@ from harness.recording.projection import literal
 from harness.recording.records import write_atomically
 from harness.recording.results import Results
 from harness.registry import Registry
+from harness.seconds import amount
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -167,7 +168,7 @@ def summary(findings: Findings) -> str:
     if not outcomes:
         return "The grid states no claim."
     told = [f"{outcomes.count(name)} {name}" for name in SYMBOLS if name in outcomes]
-    return f"{len(outcomes)} claim{'s' if len(outcomes) > 1 else ''}: {', '.join(told)}."
+    return f"{amount(len(outcomes), 'claim')}: {', '.join(told)}."
 
 
 def ended(findings: Findings) -> str:
@@ -181,7 +182,7 @@ def markdown(findings: Findings, judged: Rules | None = None) -> str:
     plan = findings.plan
     lines = [f"# {literal(plan.name)}", "", summary(findings), ""]
     counts = ", ".join(f"{count} {name}" for name, count in findings.counts.items())
-    lines += [f"{len(plan.trials)} trials: {counts}; the last ended {ended(findings)}.", ""]
+    lines += [f"{amount(len(plan.trials), 'trial')}: {counts}; the last ended {ended(findings)}.", ""]
     for verdict in findings.verdicts:
         exploratory = " (exploratory)" if verdict.exploratory else ""
         lines += [f"## {str(verdict.outcome).capitalize()}{exploratory}: {literal(verdict.sentence)}", ""]

@@ -12,6 +12,7 @@ from harness.judging.reading import corrected, one_sided, undecidable
 from harness.judging.verdicts import Part, Verdict
 from harness.planning.plan import Plan
 from harness.registry import Registry
+from harness.seconds import amount
 
 
 def verdicts(found: Sequence[Verdict]) -> Iterator[RenderableType]:
@@ -37,7 +38,7 @@ def basis(verdict: Verdict) -> str:
     """The randomness that a verdict rests on: `rests on 5 seeds that vary init, order; 1 split of the data`."""
     rest = verdict.rests_on
     varied, splits = ", ".join(rest["varied"]) or "nothing", rest["splits"]
-    return f"rests on {rest['seeds']} seeds that vary {varied}; {splits} split{'s' if splits != 1 else ''} of the data"
+    return f"rests on {amount(rest['seeds'], 'seed')} that vary {varied}; {amount(splits, 'split')} of the data"
 
 
 def rests(verdict: Verdict) -> str:

@@ -20,6 +20,7 @@ from harness.planning.plan import Plan
 from harness.recording.records import Result, Status
 from harness.recording.results import Results
 from harness.registry import Registry
+from harness.seconds import amount
 from harness.seeds import NAMES
 
 
@@ -242,12 +243,12 @@ def _reason(stand: Stand, n: int, detectable: float | None) -> str:
     if read.trouble:
         return read.trouble
     if held := read.held:
-        return f"held back by {len(held)} trials: {held[0]}" + (" and others" if len(held) > 1 else "")
+        return f"held back by {amount(len(held), 'trial')}: {held[0]}" + (" and others" if len(held) > 1 else "")
     if stand.outcome is not Outcome.UNDECIDED:
         p = stand.p[0] if stand.outcome is Outcome.SUPPORTED else stand.p[1]
-        return f"p = {p:.3g} at most {stand.look.level:.3g}, {n} seeds, {family}"
+        return f"p = {p:.3g} at most {stand.look.level:.3g}, {amount(n, 'seed')}, {family}"
     if detectable is None:
-        return f"{n} seeds cannot decide it at {stand.look.level:.3g}, {family}"
+        return f"{amount(n, 'seed')} cannot decide it at {stand.look.level:.3g}, {family}"
     return f"p = {stand.p[0]:.3g} and {stand.p[1]:.3g}; found would have been {detectable:.2g} standard deviations"
 
 

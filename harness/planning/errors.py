@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.options import OptionError, Schema, check, nearest
+from harness.options import OptionError, Schema, check, nearest, short
 
 
 class GridError(ValueError):
@@ -81,14 +80,3 @@ def listed(names: Iterable[str]) -> str:
     'none'
     """
     return ", ".join(names) or "none"
-
-
-def short(value: Any) -> str:
-    """A value as an error shows it.
-
-    >>> short(None), short(list(range(9)))
-    ('nothing', '[0, 1, 2, 3, ...]')
-    """
-    shown = reprlib.Repr()
-    shown.maxstring, shown.maxother, shown.maxlist, shown.maxdict, shown.maxlevel = 80, 80, 4, 4, 3
-    return "nothing" if value is None else shown.repr(value)

@@ -20,8 +20,8 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from harness.options import nearest
-from harness.planning.errors import GridError, listed, short
+from harness.options import nearest, short
+from harness.planning.errors import GridError, listed
 from harness.planning.reading import Draft
 
 TRIALS = 1_000_000

@@ -13,6 +13,7 @@ from harness.recording.grids import Submission
 from harness.recording.projection import RUNNING, Content, Summary, literal, milliseconds
 from harness.recording.records import intact
 from harness.recording.results import Results
+from harness.seconds import amount
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def note(grid: str, submissions: Sequence[Submission], counts: Mapping[str, int]
     newest = submissions[-1]
     environment = newest.read("environment.json")
     told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-    lines = [f"**{grid}**: {sum(counts.values())} trials: {told}.", ""]
+    lines = [f"**{grid}**: {amount(sum(counts.values()), 'trial')}: {told}.", ""]
     if report:
         lines += ["The report is among the artifacts: `report.html`.", ""]
         lines += [_verdict(verdict) for verdict in report.verdicts[:50]] + [""]

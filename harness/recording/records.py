@@ -21,8 +21,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+R = TypeVar("R")
 
 
 class Status(StrEnum):
@@ -165,6 +168,37 @@ def intact(file: Path, advice: str) -> Iterator[None]:
         raise RecordsError(f"{file}: found {found}, allowed: what was written there; {advice}") from error
 
 
+def _checked(read: R) -> R:
+    """What was read, if every field has its type.
+
+    Raises:
+        TypeError: if not.
+    """
+    for name, kind, each in _kinds(type(read)):
+        value = getattr(read, name)
+        content = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        if not isinstance(value, kind) or not all(isinstance(item, each) for item in content):
+            raise TypeError(f"{name}: found {value!r:.80}, which is no {kind}")
+    return read
+
+
+@cache
+def _kinds(record: type) -> list[tuple[str, Any, Any]]:
+    """The fields of a record: name, type, and the type of what it holds."""
+    found = []
+    for name, hint in get_type_hints(record).items():
+        holds = get_origin(hint) in (dict, list)
+        found.append((name, get_origin(hint) if holds else _read(hint), _read(get_args(hint)[-1]) if holds else object))
+    return found
+
+
+def _read(hint: Any) -> Any:
+    """The types that JSON gives back for one: a float may have no point."""
+    if hint is Any:
+        return object
+    return hint | int if float in (hint, *get_args(hint)) else hint
+
+
 def finite(metrics: dict[str, float]) -> dict[str, float]:
     """The metrics that are numbers: a value that is not finite becomes a status, never a metric."""
     return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
@@ -193,7 +227,7 @@ class TrialRecords:
         try:
             with self._intact("result.json"):
                 content = json.loads((self.folder / "result.json").read_text())
-                return Result(**content | {"status": Status(content["status"])})
+                return _checked(Result(**content | {"status": Status(content["status"])}))
         except FileNotFoundError:
             return None
 
@@ -220,7 +254,7 @@ class TrialRecords:
             name = f"{attempt}/commit.json"
             try:
                 with self._intact(name):
-                    return Commit(**json.loads((self.folder / name).read_text()))
+                    return _checked(Commit(**json.loads((self.folder / name).read_text())))
             except FileNotFoundError:
                 continue
         return None

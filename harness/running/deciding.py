@@ -19,7 +19,7 @@ from harness.recording.results import Results
 from harness.registry import Registry
 from harness.running.driver import Options, run_plan
 from harness.running.scheduling import Outcome
-from harness.seconds import duration
+from harness.seconds import amount, duration
 
 
 @dataclass
@@ -63,10 +63,11 @@ def run_until_decided(
             done.reason = batch.reason
             return done
         if batch.trials == last.trials:
-            done.reason = f"look {batch.look}: {len(batch.trials)} trials ended without a result"
+            done.reason = f"look {batch.look}: {amount(len(batch.trials), 'trial')} ended without a result"
             return done
         last = batch
-        console.print(f"look {batch.look}: {len(batch.open)} claims open, {len(batch.trials)} trials", highlight=False)
+        told = f"{amount(len(batch.open), 'claim')} open, {amount(len(batch.trials), 'trial')}"
+        console.print(f"look {batch.look}: {told}", highlight=False)
         spent = _run_batch(plan, results, options, console, batch, done, deadline)
         if spent:
             done.reason = f"the budget of {duration(budget or 0)} is spent at look {batch.look}"

@@ -38,6 +38,7 @@ from harness.running.scheduling import (
 )
 from harness.running.units import Unit, UnitTrial, packed, stack
 from harness.screening import NEIGHBOURS, Screening
+from harness.seconds import amount
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,9 @@ class Run:
             lock.release()
 
     def _locked(self, waiting: Sequence[PlannedTrial]) -> None:
-        self.console.print(f"{len(waiting)} of {len(self.plan.trials)} trials to run; starting Ray …", highlight=False)
+        self.console.print(
+            f"{len(waiting)} of {amount(len(self.plan.trials), 'trial')} to run; starting Ray …", highlight=False
+        )
         with cluster(self.options.address, self.options.cpus) as ray:
             check_feasible([trial.resources for trial in waiting], ray.nodes(), self.options.node_types)
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

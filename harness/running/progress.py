@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from harness.recording.records import Status
-from harness.seconds import duration
+from harness.seconds import amount, duration
 
 PLAIN_EVERY = 15.0
 """Seconds between lines where there is no terminal."""
@@ -103,7 +103,7 @@ class Progress:
         total = Counter[str]()
         for row in self._rows.values():
             total += row.outcomes
-        parts = [f"{self.done} of {len(self._cells)} trials"]
+        parts = [f"{self.done} of {amount(len(self._cells), 'trial')}"]
         parts += [f"{count} {name}" for name, count in total.items() if name != Status.FINISHED]
         parts += [f"{len(self._begun)} running"] if self._begun else []
         parts.append(f"{duration(time.monotonic() - self._started)} so far")

@@ -22,6 +22,7 @@ from harness.recording.store import TrackingError, scheme_of
 from harness.running.nodes import differences, versions
 from harness.running.scheduling import SETTINGS, Infrastructure
 from harness.running.staging import NotStaged, Order, check_size, digest, plan_digest, stage
+from harness.seconds import amount
 
 STOP_SECONDS = 120
 """Seconds that a driver is given to end cleanly."""
@@ -193,7 +194,7 @@ def submit(client: Any, plan: Plan, plugins: Sequence[Path], target: Target, say
             return live
         id = f"{order.grid}-{order.digest}-{attempt}"
         _send(client, id, folder, order, target.driver_label)
-    say(f"{id}: {len(plan.trials)} trials, a package of {size / 2**20:.1f} MiB")
+    say(f"{id}: {amount(len(plan.trials), 'trial')}, a package of {size / 2**20:.1f} MiB")
     return id
 
 
