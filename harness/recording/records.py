@@ -174,7 +174,7 @@ def _checked(read: R) -> R:
     Raises:
         TypeError: if not.
     """
-    for name, kind, each in _kinds(type(read)):
+    for name, kind, each in _kinds(read.__class__):
         value = getattr(read, name)
         content = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
         if not isinstance(value, kind) or not all(isinstance(item, each) for item in content):
