@@ -21,7 +21,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -168,21 +167,6 @@ def intact(file: Path, advice: str) -> Iterator[None]:
         raise RecordsError(f"{file}: found {found}, allowed: what was written there; {advice}") from error
 
 
-def _checked(read: R) -> R:
-    """What was read, if every field has its type.
-
-    Raises:
-        TypeError: if not.
-    """
-    for name, kind, each in _kinds(read.__class__):
-        value = getattr(read, name)
-        content = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-        if not isinstance(value, kind) or not all(isinstance(item, each) for item in content):
-            raise TypeError(f"{name}: found {value!r:.80}, which is no {kind}")
-    return read
-
-
-@cache
 def _kinds(record: type) -> list[tuple[str, Any, Any]]:
     """The fields of a record: name, type, and the type of what it holds."""
     found = []
@@ -197,6 +181,24 @@ def _read(hint: Any) -> Any:
     if hint is Any:
         return object
     return hint | int if float in (hint, *get_args(hint)) else hint
+
+
+KINDS: dict[type, list[tuple[str, Any, Any]]] = {record: _kinds(record) for record in (Result, Commit)}
+"""What each field of a record must be where it is read."""
+
+
+def _checked(read: R) -> R:
+    """What was read, if every field has its type.
+
+    Raises:
+        TypeError: if not.
+    """
+    for name, kind, each in KINDS[type(read)]:
+        value = getattr(read, name)
+        content = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        if not isinstance(value, kind) or not all(isinstance(item, each) for item in content):
+            raise TypeError(f"{name}: found {value!r:.80}, which is no {kind}")
+    return read
 
 
 def finite(metrics: dict[str, float]) -> dict[str, float]:
