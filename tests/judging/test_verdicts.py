@@ -323,7 +323,7 @@ def test_diverged_rank_worst_screened_are_censored_failed_hold_back(registry: Re
         assert verdict.outcome is outcome, (a, b)
     held = one(plan, {"t · a": with_first(np.nan, UP), "t · b": zeros}, registry)
     assert len(held.held) == 1
-    assert "held back by 1 trials" in held.reason and "failed" in held.reason
+    assert "held back by 1 trial:" in held.reason and "failed" in held.reason
     results = ended(plan, {"t · a": UP, "t · b": zeros})
     del results[plan.trials[3].hash]
     (verdict,) = judge(plan, results, registry)

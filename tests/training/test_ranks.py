@@ -52,7 +52,9 @@ def rank(index: int, world: int, folder: str, spec_json: str) -> None:
     distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("method", ["adamw", "stable_grad", "oui_decay"])
+@pytest.mark.parametrize(
+    "method", ["adamw", *(pytest.param(name, marks=pytest.mark.slow) for name in ("stable_grad", "oui_decay"))]
+)
 def test_two_ranks_follow_one(method: str, registry: Registry, tmp_path: Path) -> None:
     parts = [Part("stable_grad"), Part("adamw")] if method == "stable_grad" else [Part(method)]
     spec = short_spec(registry, "digits/mlp", parts, precision="float64")
