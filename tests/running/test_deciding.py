@@ -60,7 +60,7 @@ def test_open_claims_get_their_seeds_and_decided_ones_no_more(tmp_path: Path) ->
     shown = harness("run", grid, "--until-decided", "--results", results, "--cpus", 2)
     assert "look 1 of 2: 2 claims open, 18 trials" in shown
     # six seeds suffice for the first claim: 1/64, twice, is below .075; two equal methods never differ
-    assert "look 2 of 2: 1 claims open, 4 trials" in shown
+    assert "look 2 of 2: 1 claim open, 4 trials" in shown
     assert "every look has been taken" in shown
     plan = json.loads(next(results.glob("grids/looks/submissions/*/plan.json")).read_text())
     memory = Results(results)
