@@ -42,7 +42,7 @@ chaos: install ## Faults for real: kills, hangs, memory, a tracking server that 
 clusters: install ## Of the slow ones, grids as they are run: several ranks and nodes, submit, Slurm, doctor
 	$(BIN)/python -m pytest -n 2 -m "slow and not chaos" tests/running/test_four_ways.py tests/running/test_ranks.py \
 		tests/running/test_packing.py tests/running/test_screening.py tests/running/test_grids.py \
-		tests/running/test_doctor.py tests/training/test_ranks.py tests/clusters
+		tests/running/test_doctor.py tests/running/test_metrics.py tests/training/test_ranks.py tests/clusters
 
 papers: install ## Run what is not done of the ten papers' proxies, and write docs/papers.md and docs/papers/
 	@failed=""; for grid in grids/proxies/*.yaml; do $(BIN)/harness run $$grid || failed="$$failed $$grid"; done; \

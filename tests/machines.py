@@ -69,6 +69,11 @@ class Machines:
             self.add(**options)
         self._cluster.wait_for_nodes(PATIENCE)
 
+    @property
+    def metrics_port(self) -> int:
+        """Where the head shows Prometheus its numbers, and those of the drivers beside it."""
+        return int(self._cluster.head_node.metrics_export_port)
+
     def add(self, **options: Any) -> Any:
         """One more worker."""
         node = self._cluster.add_node(

@@ -1,10 +1,16 @@
-"""What a grid counts, with stand-ins for Ray's counters; `test_four_ways.py` reads the pages that real nodes show."""
+"""What a grid counts, with stand-ins for Ray's counters; and the pages that real nodes show Prometheus."""
 
 import os
+import re
+import subprocess
+import urllib.request
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from machines import PATIENCE, machines, until
+from prometheus_client.parser import text_string_to_metric_families
+from support import command, write_grid
 
 from harness.running.metrics import Metrics
 
@@ -84,3 +90,44 @@ def test_what_is_taken_up_again_is_counted_once(tmp_path: Path, monkeypatch: pyt
         seen.append((int(Number.numbers["harness_waiting"][""]), int(Number.numbers["harness_running"][""])))
     assert seen == [(3, 1), (3, 1), (2, 2), (3, 1), (3, 1), (2, 2), (3, 1), (2, 2), (2, 1), (2, 0), (1, 1)]
     assert Number.numbers["harness_trials"] == {"locked": 1, "finished": 2}
+
+
+GRID = """
+name: watched
+tasks: [digits/mlp]
+methods: [adamw]
+seeds: 4
+recipes: [{set: {steps: 6000}}]
+"""
+"""Long enough: Ray passes numbers on every ten seconds."""
+
+
+@pytest.mark.slow
+def test_a_cluster_shows_prometheus_what_the_dashboard_asks_for(tmp_path: Path) -> None:
+    dashboard = Path(__file__).parents[2] / "clusters" / "grafana" / "harness.json"
+    asked = set(re.findall(r"ray_harness_\w+", dashboard.read_text()))
+    found: dict[str, float] = {}
+    grid = write_grid(tmp_path, GRID)
+    with machines(2, dashboard=True) as cluster:
+        arguments = ["run", grid, "--address", cluster.address, "--results", tmp_path / "results"]
+        driver = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+        def counted() -> bool:
+            found.update(scraped(cluster.metrics_port))
+            return asked <= set(found) or driver.poll() is not None
+
+        until(counted, PATIENCE, "what the dashboard asks for")
+        shown = driver.communicate(timeout=PATIENCE)[0]
+    assert driver.returncode == 0, shown
+    assert asked <= set(found)
+    assert found["ray_harness_trials_total"] >= 1
+    assert found["ray_harness_running"] <= 2
+
+
+def scraped(port: int) -> dict[str, float]:
+    """What a node shows of this grid: the last sample by name."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
+        families = list(text_string_to_metric_families(page.read().decode()))
+    samples = [sample for family in families for sample in family.samples if sample.labels.get("grid") == "watched"]
+    assert all(sample.labels["status"] == "finished" for sample in samples if sample.name == "ray_harness_trials_total")
+    return {sample.name: sample.value for sample in samples}
