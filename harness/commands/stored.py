@@ -175,12 +175,11 @@ def _grid_file(grid: str, memory: Results) -> Path:
 
 def _project_report(memory: Results, name: str, tracking: str | None) -> None:
     """Puts the report into MLflow, where there is one. The file is there whatever becomes of that."""
-    from harness.recording.grids import submissions
     from harness.recording.records import RecordsError
     from harness.recording.store import TrackingError
     from harness.recording.tracking import sync as project
 
-    if not submissions(memory, name) or (tracking is None and not (memory.folder / "mlflow.db").exists()):
+    if tracking is None and not (memory.folder / "mlflow.db").exists():
         return
     try:
         project(memory, name, tracking)

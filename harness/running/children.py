@@ -82,6 +82,7 @@ class WarmHandle:
 
     def __init__(self, results: Path, plugins: list[Path], resources: Resources, commit_every: float = 15.0) -> None:
         self.resources = resources
+        self._memory = resources.memory or fair_memory(resources)
         ours, theirs = socket.socketpair()
         settings = {"results": str(results), "plugins": [str(p) for p in plugins], "commit_every": commit_every}
         command = [sys.executable, "-m", "harness.running.warm", str(theirs.fileno()), json.dumps(settings)]
@@ -106,7 +107,7 @@ class WarmHandle:
             seat: the process's place among the ranks of a trial that has several.
         """
         limits = {
-            "memory": self.resources.memory or fair_memory(self.resources),
+            "memory": self._memory,
             "time": self.resources.time and self.resources.time * len(trials),
             "gpu_share": self.resources.gpus,
         }
