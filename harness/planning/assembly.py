@@ -141,7 +141,7 @@ class Assembler:
     def trials(self, cell: Cell, planned: Planned) -> list[PlannedTrial]:
         """The trials of a cell, one for each seed; those that it takes values from are in `planned`."""
         content = self._content(cell)
-        resources, _ = self.grid.resources(cell.task.name, cell.method.name)
+        resources, _ = self.grid.resources(cell.task, cell.method)
         shared: dict[str, Any] = {
             "code": self._code(content),
             "cell": cell.label,
@@ -182,7 +182,7 @@ class Assembler:
     def _content(self, cell: Cell) -> TrialSpec:
         """What the trials of a cell share."""
         built = self.tasks[cell.task.label]
-        resources, asked = self.grid.resources(cell.task.name, cell.method.name)
+        resources, asked = self.grid.resources(cell.task, cell.method)
         recipe = self._recipe(cell, built)
         if reason := _unshareable(recipe, resources.ranks, cell.method.parts):
             raise Where(self.grid.file, asked["ranks"]).error(f"found {resources.ranks}, allowed: {reason}")
@@ -267,7 +267,7 @@ class Assembler:
         origins |= dict.fromkeys(self._tuned_fields(cell), "tuning")
         origins |= {f"seed.{name}": "seeds" for name in self.grid.seeds[0]} | {"data": "task", "version": "task"}
         origins |= {"stacked": "stacked"} if self.grid.stacked else {}
-        _, asked = self.grid.resources(cell.task.name, cell.method.name)
+        _, asked = self.grid.resources(cell.task, cell.method)
         return origins | {name: asked[f] for name, f in (("threads", "cpus"), ("device", "gpus")) if f in asked}
 
 

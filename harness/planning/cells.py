@@ -5,7 +5,6 @@ from __future__ import annotations
 import graphlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 from harness.identity import Part
@@ -79,17 +78,17 @@ def lay_out(grid: Grid) -> list[Cell]:
     Raises:
         GridError: for more than 10⁶ trials, a selector that names no cell or several, or a circle of them.
     """
-    terms = {(t.name, m.name): grid.recipe(t.name, m.name) for t in grid.tasks for m in grid.methods}
+    terms = {(t.label, m.label): grid.recipe(t, m) for t in grid.tasks for m in grid.methods}
     recipes = {pair: expand(own, {}) for pair, own in terms.items()}
     each = len(grid.seeds) + (grid.tuning.trials * grid.tuning.seeds if grid.tuning else 0)
-    trials = sum(len(recipes[t.name, m.name]) for t in grid.tasks for m in grid.methods) * each
+    trials = sum(len(recipes[t.label, m.label]) for t in grid.tasks for m in grid.methods) * each
     if trials > TRIALS:
         raise grid.where().error(f"found {trials:,} trials, allowed: {TRIALS:,}")
     cells: list[Cell] = []
     for task in grid.tasks:
         for method in grid.methods:
-            for point in recipes[task.name, method.name]:
-                cells += _tuned(Cell(task, method, point, terms[task.name, method.name]), grid, len(cells))
+            for point in recipes[task.label, method.label]:
+                cells += _tuned(Cell(task, method, point, terms[task.label, method.label]), grid, len(cells))
     _connect(cells, grid)
     return cells
 
@@ -210,7 +209,7 @@ def _start(number: int, cell: Cell, grid: Grid, homes: Homes) -> dict[str, Take]
 
 
 def _applies(rule: StartRule, cell: Cell) -> bool:
-    return fnmatchcase(cell.task.name, rule.task) and fnmatchcase(cell.method.name, rule.method)
+    return cell.task.matches(rule.task) and cell.method.matches(rule.method)
 
 
 def _controlled(control: Choice, index: int, methods: Sequence[Choice]) -> Choice:

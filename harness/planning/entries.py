@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 from harness.identity import Part
@@ -62,6 +63,10 @@ class Choice:
     def options(self) -> dict[str, Any]:
         """The options of a task or probe."""
         return self.parts[0].options
+
+    def matches(self, glob: str) -> bool:
+        """Whether a rule's glob means this one: by its name, or by its label where its options matter."""
+        return fnmatchcase(self.name, glob) or fnmatchcase(self.label, glob)
 
     def written(self) -> dict[str, Any]:
         """The options that the grid sets; those of a composition as `member.option`."""

@@ -8,7 +8,6 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from harness.seeds import NAMES
 
 @dataclass(frozen=True)
 class Rule:
-    """An entry of `recipes`: its terms for each task that it applies to."""
+    """An entry of `recipes`: its terms by the label of each task that it applies to."""
 
     method: str
     terms: dict[str, Terms]
@@ -73,25 +72,25 @@ class Grid:
             return where.path
         return "--set" if where.file == "--set" else f"{where.path} in {where.file}"
 
-    def recipe(self, task: str, method: str) -> Terms:
+    def recipe(self, task: Choice, method: Choice) -> Terms:
         """What the entries of `recipes` say for a task and a method: the last word wins."""
         terms: Terms = {}
         for rule in self.rules:
-            if task in rule.terms and fnmatchcase(method, rule.method):
-                terms |= rule.terms[task]
+            if task.label in rule.terms and method.matches(rule.method):
+                terms |= rule.terms[task.label]
         return terms
 
     def left_out_because(self, task: Choice, method: Choice) -> str | None:
         """Why the grid does without a task's cells of a method, if it does."""
-        matching = (r for r in self.left_out if _matches(task, r.task) and _matches(method, r.method))
+        matching = (r for r in self.left_out if task.matches(r.task) and method.matches(r.method))
         return next((rule.because for rule in matching), None)
 
-    def resources(self, task: str, method: str) -> tuple[Resources, dict[str, str]]:
+    def resources(self, task: Choice, method: Choice) -> tuple[Resources, dict[str, str]]:
         """What a cell asks for, and where that was written, by field: the last word wins."""
         asked = Resources()
         origins: dict[str, str] = {}
         for rule, path in self.requests:
-            if fnmatchcase(task, rule.task) and fnmatchcase(method, rule.method):
+            if task.matches(rule.task) and method.matches(rule.method):
                 given = {name: getattr(rule, name) for name in rule.model_fields_set - {"task", "method"}}
                 asked = replace(asked, **given)
                 origins |= {name: f"{path}.{name}" for name in given}
@@ -171,15 +170,11 @@ def _most(seeds: list[dict[str, int]]) -> int:
     return max(len({seed[stream] for seed in seeds}) for stream in seeds[0])
 
 
-def _matches(choice: Choice, pattern: str) -> bool:
-    return fnmatchcase(choice.name, pattern) or fnmatchcase(choice.label, pattern)
-
-
 def _left_out(parsed: GridFile, draft: Draft, tasks: list[Choice], methods: list[Choice]) -> list[LeaveOutRule]:
     for index, rule in enumerate(parsed.leave_out):
         for kind, choices in (("task", tasks), ("method", methods)):
             pattern = getattr(rule, kind)
-            if not any(_matches(choice, pattern) for choice in choices):
+            if not any(choice.matches(pattern) for choice in choices):
                 known = list(dict.fromkeys(choice.label for choice in choices))
                 raise draft.where(["leave_out", index]).at(kind).unknown(pattern, f"{kind} of this grid", known)
     return parsed.leave_out
@@ -202,7 +197,7 @@ def _starts(
 
 def _match(
     rule: RecipeRule | ResourceRule | StartRule, where: Where, tasks: list[Choice], methods: list[Choice]
-) -> list[str]:
+) -> list[Choice]:
     """The tasks that a rule applies to.
 
     Raises:
@@ -210,10 +205,10 @@ def _match(
     """
     found = {}
     for kind, choices in (("task", tasks), ("method", methods)):
-        names = list(dict.fromkeys(choice.name for choice in choices))
         pattern = getattr(rule, kind)
-        found[kind] = [name for name in names if fnmatchcase(name, pattern)]
+        found[kind] = [choice for choice in choices if choice.matches(pattern)]
         if not found[kind]:
+            names = list(dict.fromkeys(name for choice in choices for name in (choice.name, choice.label)))
             raise where.at(kind).error(
                 f"found {pattern!r}, which matches no {kind} of this grid, allowed: {listed(names)}{nearest(pattern, names)}"
             )
@@ -222,17 +217,17 @@ def _match(
 
 def _rule(rule: RecipeRule, where: Where, tasks: list[Choice], methods: list[Choice], registry: Registry) -> Rule:
     matched = _match(rule, where, tasks, methods)
-    schemas = {name: registry.item("task", name).recipe for name in matched}
+    schemas = {task.name: registry.item("task", task.name).recipe for task in matched}
     place = where if where.path == "recipe" else where.at("set")
     for name, path in _fields(rule.set, place):
         if not any(name in schema for schema in schemas.values()):
             known = sorted(set().union(*schemas.values()))
-            raise path.unknown(name, f"field of the recipe of {listed(matched)}", known)
+            raise path.unknown(name, f"field of the recipe of {listed(schemas)}", known)
     terms = {
         task: parse_terms(_applicable(rule.set, schema), schema, f"the recipe of {task}", place)
         for task, schema in schemas.items()
     }
-    return Rule(rule.method, terms)
+    return Rule(rule.method, {task.label: terms[task.name] for task in matched})
 
 
 def _fields(content: dict[str, Any], where: Where) -> Iterable[tuple[str, Where]]:

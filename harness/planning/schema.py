@@ -103,7 +103,7 @@ class Model(BaseModel):
 
 
 class RecipeRule(Model):
-    """Recipe fields of the tasks and methods that two globs match."""
+    """Recipe fields of the tasks and methods that two globs match, each by name or by label; so with all rules below."""
 
     task: str = "*"
     method: str = "*"
@@ -160,7 +160,7 @@ StartRules = Annotated[
 
 
 class LeaveOutRule(Model):
-    """Cells that a grid does without: of the tasks and methods that two globs match, by name or by label."""
+    """Cells that a grid does without: of the tasks and methods that two globs match."""
 
     task: str = "*"
     method: str = "*"

@@ -104,6 +104,28 @@ def test_the_last_word_wins(planned: Planner) -> None:
     assert sorted({trial.spec.recipe["lr"] for trial in plan.trials}) == [0.7, 0.8]
 
 
+def test_rules_mean_names_and_labels(planned: Planner) -> None:
+    text = grid(
+        tasks="[digits/cnn: {channels: [8]}, digits/cnn: {channels: [16]}]",
+        methods="[adamw: {beta2: {each: [0.9, 0.99]}}, sgd]",
+        recipes="[{set: {lr: 0.1}}, {task: '*width=16*', method: 'adamw(*0.99)', set: {lr: 0.2}}]",
+        resources="[{task: '*width=8*', cpus: 2}]",
+        start="{task: '*width=16*', method: 'adamw(*0.9)', from: sgd, at: 0.5}",
+    )
+    found = {
+        (trial.task_label, trial.method_label): (trial.spec.recipe["lr"], trial.resources.cpus, trial.stage)
+        for trial in planned(text).trials
+    }
+    assert found == {
+        ("digits/mlp(width=8)", "adamw(beta2=0.9)"): (0.1, 2, 0),
+        ("digits/mlp(width=8)", "adamw(beta2=0.99)"): (0.1, 2, 0),
+        ("digits/mlp(width=8)", "sgd"): (0.1, 2, 0),
+        ("digits/mlp(width=16)", "adamw(beta2=0.9)"): (0.1, 1, 1),
+        ("digits/mlp(width=16)", "adamw(beta2=0.99)"): (0.2, 1, 0),
+        ("digits/mlp(width=16)", "sgd"): (0.1, 1, 0),
+    }
+
+
 def test_a_field_that_some_tasks_have_is_set_there_and_nowhere_else(planned: Planner) -> None:
     plan = planned(grid(tasks="[digits/mlp, cartpole/ppo]", recipes="[{set: {gamma: 0.5}}]"))
     found = {trial.spec.task: trial.spec.recipe.get("gamma") for trial in plan.trials}
