@@ -106,7 +106,7 @@ def test_the_last_word_wins(planned: Planner) -> None:
 
 def test_rules_mean_names_and_labels(planned: Planner) -> None:
     text = grid(
-        tasks="[digits/cnn: {channels: [8]}, digits/cnn: {channels: [16]}]",
+        tasks="[digits/cnn: {width: 8}, digits/cnn: {width: 16}]",
         methods="[adamw: {beta2: {each: [0.9, 0.99]}}, sgd]",
         recipes="[{set: {lr: 0.1}}, {task: '*width=16*', method: 'adamw(*0.99)', set: {lr: 0.2}}]",
         resources="[{task: '*width=8*', cpus: 2}]",
@@ -117,12 +117,12 @@ def test_rules_mean_names_and_labels(planned: Planner) -> None:
         for trial in planned(text).trials
     }
     assert found == {
-        ("digits/mlp(width=8)", "adamw(beta2=0.9)"): (0.1, 2, 0),
-        ("digits/mlp(width=8)", "adamw(beta2=0.99)"): (0.1, 2, 0),
-        ("digits/mlp(width=8)", "sgd"): (0.1, 2, 0),
-        ("digits/mlp(width=16)", "adamw(beta2=0.9)"): (0.1, 1, 1),
-        ("digits/mlp(width=16)", "adamw(beta2=0.99)"): (0.2, 1, 0),
-        ("digits/mlp(width=16)", "sgd"): (0.1, 1, 0),
+        ("digits/cnn(width=8)", "adamw(beta2=0.9)"): (0.1, 2, 0),
+        ("digits/cnn(width=8)", "adamw(beta2=0.99)"): (0.1, 2, 0),
+        ("digits/cnn(width=8)", "sgd"): (0.1, 2, 0),
+        ("digits/cnn(width=16)", "adamw(beta2=0.9)"): (0.1, 1, 1),
+        ("digits/cnn(width=16)", "adamw(beta2=0.99)"): (0.2, 1, 0),
+        ("digits/cnn(width=16)", "sgd"): (0.1, 1, 0),
     }
 
 
