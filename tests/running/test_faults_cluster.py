@@ -69,7 +69,9 @@ def test_a_node_is_drained_as_preempted(tmp_path: Path, undisturbed: Place) -> N
     with machines(2) as cluster:
         place.pace(1)
         driver = place.start("--address", cluster.address)
-        until(lambda: len(place.committed()) == 2, PATIENCE, "a commit on each node")  # an attempt begins in its process
+        until(
+            lambda: len(place.committed()) == 2, PATIENCE, "a commit on each node"
+        )  # an attempt begins in its process
         node = until(lambda: node_of(place, cluster), PATIENCE, "a node at work")
         reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
         deadline = time.time() + 5
