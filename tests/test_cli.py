@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import unicodedata
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,12 @@ def test_list_and_describe() -> None:
     listed = harness("list")
     for name in ("digits/mlp", "cartpole/ppo", "poisson/pinn", "digits/federated", "balanced_adam", "oui"):
         assert name in listed
+    alone = harness("list", "probes")
+    assert "oui" in alone and "digits/mlp" not in alone
+    assert "KIND: found 'probe', allowed: tasks, methods, probes, claims; did you mean" in harness(
+        "list", "probe", status=2
+    )
+    assert harness("--version") == f"harness {version('training-harness')}\n"
     card = harness("describe", "balanced_adam")
     for part in ("beta", "0.95", "owns: betas, optimizer", "arXiv 2601.21739"):
         assert part in card

@@ -25,15 +25,24 @@ from harness.commands.shared import (
 
 
 @app.command("list")
-def list_(plugin: PluginOption = None) -> None:
+def list_(
+    kind: Annotated[
+        str | None, typer.Argument(help="tasks, methods, probes or claims; all of them unless given.")
+    ] = None,
+    plugin: PluginOption = None,
+) -> None:
     """Lists tasks, methods, probes and kinds of claims."""
+    from harness.options import nearest
     from harness.registry import KINDS
     from harness.showing import items
 
+    kinds = {f"{name}s": name for name in (*KINDS, "claim")}
+    if kind is not None and kind not in kinds:
+        raise fail(f"KIND: found {kind!r}, allowed: {', '.join(kinds)}{nearest(kind, list(kinds))}", 2)
     registry = open_registry(plugin)
     out = console()
-    for kind in (*KINDS, "claim"):
-        out.print(items(kind, registry.items(kind)))
+    for listed in [kinds[kind]] if kind else kinds.values():
+        out.print(items(listed, registry.items(listed)))
         out.print()
     out.print("Next: harness describe NAME")
 

@@ -20,6 +20,7 @@ from harness.commands.shared import (
     check_tracking,
     console,
     fail,
+    name_of,
     open_plan,
     open_registry,
     open_results,
@@ -28,6 +29,10 @@ from harness.commands.shared import (
 NodeTypeOption = Annotated[
     list[str] | None,
     typer.Option("--node-type", metavar="CPU=8,GPU=1", help="What nodes have that an autoscaler can add; repeatable."),
+]
+KeepStaleOption = Annotated[bool, typer.Option("--keep-stale", help="Keeps results of older code, with a mark.")]
+CommitEveryOption = Annotated[
+    float, typer.Option("--commit-every", min=0.1, metavar="SECONDS", help="How much a fault may cost a trial.")
 ]
 
 if TYPE_CHECKING:
@@ -52,10 +57,8 @@ def run(
     ] = None,
     node_type: NodeTypeOption = None,
     cpus: Annotated[int | None, typer.Option("--cpus", min=1, help="CPUs to use of this machine.")] = None,
-    keep_stale: Annotated[bool, typer.Option("--keep-stale", help="Keeps results of older code, with a mark.")] = False,
-    commit_every: Annotated[
-        float, typer.Option("--commit-every", min=0.1, metavar="SECONDS", help="How much a fault may cost a trial.")
-    ] = 15.0,
+    keep_stale: KeepStaleOption = False,
+    commit_every: CommitEveryOption = 15.0,
     until_decided: Annotated[
         bool, typer.Option("--until-decided", help="Runs only what open claims need, look by look (grid: sequential).")
     ] = False,
@@ -169,8 +172,8 @@ def submit(
         str | None, typer.Option("--driver-label", metavar="NAME=VALUE", help="Where the driver runs; else the head.")
     ] = None,
     node_type: NodeTypeOption = None,
-    keep_stale: Annotated[bool, typer.Option("--keep-stale", help="Keeps results of older code, with a mark.")] = False,
-    commit_every: Annotated[float, typer.Option("--commit-every", min=0.1, metavar="SECONDS")] = 15.0,
+    keep_stale: KeepStaleOption = False,
+    commit_every: CommitEveryOption = 15.0,
 ) -> None:
     """Runs a grid on a cluster from elsewhere. Shows its output; Ctrl-C leaves it running."""
     from harness.planning.errors import GridError
@@ -212,18 +215,16 @@ def stop(
     results: ResultsOption = RESULTS,
 ) -> None:
     """Ends a running grid cleanly. Its trials commit, and the next run goes on from there."""
-    from harness.planning.errors import GridError
-    from harness.planning.reading import is_file, read_name
     from harness.running import stopping, submission
     from harness.running.scheduling import Infrastructure
 
+    name = name_of(grid)
     try:
-        name = read_name(Path(grid)) if is_file(Path(grid)) else grid
         if address is not None:
             stopped = stopping.stop_submitted(submission.connect(address), name)
         else:
             stopped = [name] if stopping.stop_local(open_results(results), name) else []
-    except (GridError, submission.BadSubmission) as error:
+    except submission.BadSubmission as error:
         raise fail(str(error), 2) from error
     except Infrastructure as error:
         raise fail(str(error), 3) from error

@@ -26,6 +26,24 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def _show_version(asked: bool) -> None:
+    from importlib.metadata import version
+
+    if asked:
+        typer.echo(f"harness {version('training-harness')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Shows the version and ends.")
+    ] = False,
+) -> None:
+    pass
+
+
 ResultsOption = Annotated[
     Path, typer.Option("--results", envvar="HARNESS_RESULTS", help="The folder that remembers everything computed.")
 ]
@@ -89,6 +107,17 @@ def open_plan(grid: Path, overrides: list[str] | None, registry: Registry, resul
     memory = open_results(results)
     try:
         return build_plan(load_grid(grid, overrides or [], registry), registry), memory
+    except GridError as error:
+        raise fail(str(error), 2) from error
+
+
+def name_of(grid: str) -> str:
+    """The name of a grid that is given by its file or by its name; exit status 2 for a file without one."""
+    from harness.planning.errors import GridError
+    from harness.planning.reading import is_file, read_name
+
+    try:
+        return read_name(Path(grid)) if is_file(Path(grid)) else grid
     except GridError as error:
         raise fail(str(error), 2) from error
 

@@ -18,6 +18,7 @@ from harness.commands.shared import (
     check_tracking,
     console,
     fail,
+    name_of,
     open_plan,
     open_registry,
     open_results,
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 
 @app.command()
 def sync(
-    grid: Annotated[str | None, typer.Argument(help="A grid's name; all of them unless given.")] = None,
+    grid: Annotated[
+        str | None, typer.Argument(metavar="GRID", help="A grid file, or a grid's name; all of them unless given.")
+    ] = None,
     results: ResultsOption = RESULTS,
     tracking: TrackingOption = None,
 ) -> None:
@@ -42,12 +45,14 @@ def sync(
     check_tracking(tracking)
     memory = open_results(results)
     known = memory.grids()
-    if grid is not None and grid not in known:
-        raise fail(f"GRID: found {grid!r}, allowed: {', '.join(known) or 'none yet'}{nearest(grid, known)}", 2)
+    wanted = known if grid is None else [name_of(grid)]
+    if unknown := [name for name in wanted if name not in known]:
+        allowed = f"{', '.join(known) or 'none yet'}{nearest(unknown[0], known)}"
+        raise fail(f"GRID: found {unknown[0]!r}, allowed: {allowed}", 2)
     if not known:
         raise fail(f"--results: {memory.folder} holds no grid; run one first: harness run GRID", 2)
     pending = 0
-    for name in [grid] if grid else known:
+    for name in wanted:
         try:
             report = project(memory, name, tracking)
         except (TrackingError, RecordsError) as error:
