@@ -78,8 +78,11 @@ class Claim:
 
     def measure(self) -> str:
         """How the sentence names the metric and the tasks."""
-        tasks = "all tasks" if self.on == "*" else self.on
-        return f"by {self.by or 'the test metric'} on {tasks}"
+        return f"by {self.by or 'the test metric'} on {self.scope()}"
+
+    def scope(self) -> str:
+        """How the sentence names the tasks."""
+        return "all tasks" if self.on == "*" else self.on
 
 
 @dataclass

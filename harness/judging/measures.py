@@ -78,8 +78,7 @@ class Value(Claim):
 
     def sentence(self) -> str:
         side = f"above {self.above:g}" if self.above is not None else f"below {self.below:g}"
-        tasks = "all tasks" if self.on == "*" else self.on
-        return f"{self._name()} of {self.of} is {side} on {tasks}"
+        return f"{self._name()} of {self.of} is {side} on {self.scope()}"
 
 
 @register_claim("regret")
@@ -187,8 +186,7 @@ class Correlated(OverCells):
     def sentence(self) -> str:
         how = "falls" if self.inverse else "rises"
         when = f" at {self.early:.0%} of training" if self.early < 1 else ""
-        tasks = "all tasks" if self.on == "*" else self.on
-        return f"{self.correlated}{when} {how} with {self.against} over the cells of {self.of} on {tasks} (above {self.above:g})"
+        return f"{self.correlated}{when} {how} with {self.against} over the cells of {self.of} on {self.scope()} (above {self.above:g})"
 
 
 @register_claim("precision")
@@ -274,9 +272,8 @@ class Screening(Claim):
 
     def sentence(self) -> str:
         others = f"screening by {', by '.join(self.than)}" if self.than else "stopping nothing"
-        tasks = "all tasks" if self.on == "*" else self.on
         when = f"at {self.early:.0%} of training"
-        return f"screening by {self.screening} {when} has a higher precision at recall {self.recall:g} than {others} on {tasks}"
+        return f"screening by {self.screening} {when} has a higher precision at recall {self.recall:g} than {others} on {self.scope()}"
 
 
 @register_claim("saves")
@@ -308,8 +305,7 @@ class Saves(Claim):
     def sentence(self) -> str:
         metric = self.by or "the validation metric"
         what = f"{self.clock} to {metric} {self.to:g}" if self.to is not None else self.by or "time/train_seconds"
-        tasks = "all tasks" if self.on == "*" else self.on
-        return f"{self.saves} saves at least {self.at_least:.0%} of the {what} that {self.than} needs on {tasks}"
+        return f"{self.saves} saves at least {self.at_least:.0%} of the {what} that {self.than} needs on {self.scope()}"
 
 
 def fraction(field: str, value: float) -> None:

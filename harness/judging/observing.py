@@ -108,9 +108,8 @@ class Separates(OverCells):
 
     def sentence(self) -> str:
         bound = f"an AUC above that of {self.than}" if self.than else f"an AUC above {self.above:g}"
-        tasks = "all tasks" if self.on == "*" else self.on
         when = f"at {self.early:.0%} of training"
-        return f"{self.separates} {when} tells the regimes of {self.axis} of {self.of} apart with {bound} on {tasks}"
+        return f"{self.separates} {when} tells the regimes of {self.axis} of {self.of} apart with {bound} on {self.scope()}"
 
 
 def earliness_by_seed(

@@ -75,5 +75,4 @@ class Profile(OverCells):
         return sum(known) / len(known) if known and len(known) == len(pairs) else None
 
     def sentence(self) -> str:
-        tasks = "all tasks" if self.on == "*" else self.on
-        return f"the profiles {self.profile} of {self.of} agree by rank above {self.above:g} on {tasks}"
+        return f"the profiles {self.profile} of {self.of} agree by rank above {self.above:g} on {self.scope()}"
