@@ -186,7 +186,8 @@ class Correlated(OverCells):
     def sentence(self) -> str:
         how = "falls" if self.inverse else "rises"
         when = f" at {self.early:.0%} of training" if self.early < 1 else ""
-        return f"{self.correlated}{when} {how} with {self.against} over the cells of {self.of} on {self.scope()} (above {self.above:g})"
+        found = f"{self.correlated}{when} {how} with {self.against} over the cells of {self.of}"
+        return f"{found} on {self.scope()} (above {self.above:g})"
 
 
 @register_claim("precision")
@@ -272,8 +273,8 @@ class Screening(Claim):
 
     def sentence(self) -> str:
         others = f"screening by {', by '.join(self.than)}" if self.than else "stopping nothing"
-        when = f"at {self.early:.0%} of training"
-        return f"screening by {self.screening} {when} has a higher precision at recall {self.recall:g} than {others} on {self.scope()}"
+        rule = f"screening by {self.screening} at {self.early:.0%} of training"
+        return f"{rule} has a higher precision at recall {self.recall:g} than {others} on {self.scope()}"
 
 
 @register_claim("saves")
