@@ -102,8 +102,11 @@ def overview(plan: Plan, state: Survey, slots: int) -> Iterator[RenderableType]:
     )
     for name in ("task", "method", "each", "trials"):
         table.add_column(name)
+    above = ""
     for (task, method, resources), counts in cells.items():
-        table.add_row(task, method, resources, ", ".join(f"{count} {name}" for name, count in counts.items()))
+        done = ", ".join(f"{count} {name}" for name, count in counts.items())
+        table.add_row("" if task == above else task, method, resources, done)  # a label of five lines is read once
+        above = task
     yield table
     if plan.left_out:
         yield ""
