@@ -21,7 +21,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/python -m compileall -q harness tasks methods
 	@touch $@
 
-demo: install ## Run the quickstart grid: five tasks, two minutes
+demo: install ## Run the quickstart grid: five tasks, one to two minutes
 	$(BIN)/harness run grids/quickstart.yaml
 
 test: install lint ## Lint, type-check and run the tests, without the slow ones

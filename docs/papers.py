@@ -54,7 +54,7 @@ PAPERS = {
     "fed_oui_noisy": ("FedOUI, noisy clients", "2605.11571"),
     "fed_oui_others": ("FedOUI, other rules and controls", "2605.11571"),
     "oui_observable": ("OUI as an observable", "2605.11570"),
-    "weight_decay_sweep": ("Weight-decay sweep, which papers 7 and 8 read", "2605.11570"),
+    "weight_decay_sweep": ("Weight-decay sweep, which OUI as an observable and OUIDecay read", "2605.11570"),
     "oui_decay": ("OUIDecay", "2605.10161"),
     "refresh": ("The refresh rule", "2605.10119"),
     "fed_sq": ("FedSQ", "2604.02990"),
@@ -64,7 +64,7 @@ PAPERS = {
 
 INTRO = """# Ten papers
 
-Each paper's abstract as claims of a grid on real data and small networks (`grids/proxies/`, minutes on two cores).
+Each paper's abstract as claims of a grid on real data and small networks (`grids/proxies/`, minutes to an hour on two cores).
 The comments of each grid say which statement a claim stands for, what no grid can decide and why, and what was
 tuned. `grids/papers/` has the same questions at the papers' own scale. A verdict on a proxy is about the proxy.
 
@@ -232,7 +232,7 @@ def overview(docs: Path) -> str:
             rows.append([link, arxiv, plain_told(known[name]), trials, time, commits(told_about["commits"])])
         else:
             rows.append([link, arxiv, "not run yet", "", "", ""])
-    lines = [INTRO, *table(["paper", "arXiv", "verdicts", "trials", "time", "run at"], rows)]
+    lines = [INTRO, *table(["paper", "arXiv", "verdicts", "trials", "training, all trials", "run at"], rows)]
     for name, one in known.items():
         title = PAPERS.get(name, (name, ""))[0]
         lines += [f"## {title}", "", f"    harness run grids/proxies/{name}.yaml", ""]

@@ -81,7 +81,7 @@ def rescale_(gradients: Sequence[Tensor], reference_std: Tensor | float, eps: fl
     .. math:: \tilde G_l = G_l \, \frac{\sigma_\mathrm{ref}}{\sigma(G_l) + \epsilon}
 
     The direction of each gradient is kept. A gradient of equal entries, zero or not, and one that is not finite, is left as
-    it is. Nothing waits for the device. Source: StableGrad (arXiv number unknown here; see docs/methods/stable_grad.md).
+    it is. Nothing waits for the device. Source: StableGrad, arXiv 2605.19856; see docs/methods/stable_grad.md.
 
     Args:
         gradients: one tensor per layer, of one type and on one device.
@@ -113,7 +113,7 @@ class StableGrad(Method):
     - `one`: the number 1
     """
 
-    source = "StableGrad; formulas as in docs/methods/stable_grad.md"
+    source = "StableGrad, arXiv 2605.19856; formulas as in docs/methods/stable_grad.md"
 
     reference: Literal["predictions", "outputs", "last_layer", "rms", "one"] = "predictions"
     biases: Literal["shared", "untouched"] = "shared"

@@ -97,7 +97,7 @@ def trial(
 ) -> None:
     """Runs one trial in the foreground, with neither Ray nor MLflow. Its records are those that a grid would leave.
 
-    --set takes task.OPTION, method.OPTION (method.MEMBER.OPTION in a composition), recipe.FIELD and resources.FIELD.
+    --set takes task.OPTION, method.OPTION (method.MEMBER.OPTION in a composition), recipe.FIELD, resources.FIELD and stacked.
     """
     from harness.foreground import run_foreground
 
