@@ -7,7 +7,8 @@ returns something else:
 `mean_of(m)`      one arithmetic mean over steps and names of what `m` did in its run under the same seed; for what is done
                   to clients (`factor`), the mean of each client over its rounds
 `shuffled(m)`     `m`'s own signal, each step's values permuted over the names
-`delayed(m)`      `m`'s own signal, `delay` actions late; until then the first one
+`delayed(m)`      `m`'s own signal, each receiver's `delay` actions late; until then its first one; in a federated task
+                  what is done at a client is late within each visit
 `replay(m)`       what `m` did under the next seed, action by action; under the same seed it changes nothing, to the bit
 ================  ====================================================================================================
 """
@@ -73,7 +74,9 @@ class Control(Method):
         kinds = ((name.split("/"), values) for _, name, values in actions)
         self.taken = [(kind, values) for (kind, *rest), values in kinds if kind != PER_NAME or rest == [inner]]
         if not self.taken:
-            raise ValueError(f"{self.name}: found no actions in the run of {inner}, which does not adapt")
+            raise ValueError(
+                f"{self.name}: found no actions in the run of {inner}: it does not adapt, or was not asked to record them"
+            )
 
     def _missing(self, name: str) -> ValueError:
         return ValueError(f"{self.name}: found no action {name!r} in the run that it takes them from")
@@ -208,13 +211,19 @@ class Delayed(Control):
         if delay < 1:
             raise ValueError(f"delay: found {delay}, must be at least 1")
         self.delay = delay
-        self._past: dict[str, list[Values]] = {}
+        self._past: dict[str, dict[str, list[float]]] = {}
+        """By action and receiver: what it was given last, the latest at the end."""
 
     def replace(self, step: int, name: str, values: Values) -> Values:
-        past = self._past.setdefault(name, [])
-        past.append(values)
-        del past[: -self.delay - 1]
-        return {receiver: past[0].get(receiver, value) for receiver, value in values.items()}
+        past = self._past.setdefault(name, {})
+        for receiver, value in values.items():
+            past[receiver] = [*past.get(receiver, []), value][-self.delay - 1 :]
+        return {receiver: past[receiver][0] for receiver in values}
+
+    def start_client(self, client: Client, server: Server) -> None:
+        # A visit depends on weights, client and round alone: what was done at another client is no past of it.
+        self._past = {name: past for name, past in self._past.items() if name == PER_NAME}
+        super().start_client(client, server)
 
     def state_dict(self) -> dict[str, Any]:
         return {"method": super().state_dict(), "past": self._past}

@@ -100,9 +100,14 @@ class State:
             for name, rate in rates.items(): ...
 
         Args:
-            name: what is acted on: `decay`, `factor`, `beta`.
-            values: by the name of what receives them (a layer, a client).
+            name: what is acted on: `decay`, `hardness`, `beta`.
+            values: by the name of what receives them (a layer, a gate).
+
+        Raises:
+            ValueError: for `factor`, which is what a server gives its clients: `Method.factor` returns it.
         """
+        if name == "factor":
+            raise ValueError("act: found 'factor', which Method.factor gives to clients, allowed: another name")
         done = dict(values) if self.control is None else self.control(self.step, name, dict(values))
         self.actions.append((self.step, name, done))
         return done

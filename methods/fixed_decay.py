@@ -39,9 +39,9 @@ def decays(parameter: nn.Parameter) -> bool:
 class FixedDecay(Method):
     """Weight decay at one rate on every weight matrix and kernel; biases and normalisation parameters do not decay.
 
-    `rate` is the recipe's `weight_decay` unless given. The decisive control of an adaptive decay is this method at that
-    one's mean rate: `fixed_decay: {rate: {from: oui_decay, metric: actions/decay}}`. Whether decay is coupled (L2) or
-    decoupled is the optimizer's matter.
+    `rate` is the recipe's `weight_decay` unless given. At the mean rate of an adaptive decay,
+    `fixed_decay: {rate: {from: oui_decay, metric: actions/decay}}`, it decays every weight so, also those that the other leaves
+    alone; `mean_of(oui_decay)` keeps to the other's layers. Whether decay is coupled (L2) or decoupled is the optimizer's matter.
     """
 
     owns = frozenset({"decay"})

@@ -135,6 +135,8 @@ class LambdaGate(nn.Module):
 def _hold_as_loaded(gate: nn.Module, keys: Any) -> None:
     assert isinstance(gate, LambdaGate)
     gate.holds = bool(gate.held > 0)
+    if gate.holds:  # before an optimizer is built for the phase that a checkpoint was taken in
+        gate.s.requires_grad_(False)
 
 
 @register_method("lambda_gelu")
@@ -144,7 +146,7 @@ class LambdaGELU(Method):
     λ = 1 + softplus(s / t) lies in a parameter group without decay. What is `learn`-ed, and how:
 
     - `aware`, the method: a step on s is scaled so that it moves λ as a step of that size would, by t/σ under Adam and by
-      t²/σ² under SGD, with σ = sigmoid(s/t), at least 0.01;
+      t²/σ² under SGD and LARS, with σ = sigmoid(s/t), at least 0.01; L-BFGS, which searches its step, is left as it is;
     - `softplus`: the plain step on s;
     - `raw`: λ itself is the parameter, without a bound;
     - `fixed`: λ stays as it was initialised (at 1 without hardening this is GELU).
@@ -200,18 +202,26 @@ class LambdaGELU(Method):
     def parameter_groups(self, groups: Groups, recipe: Recipe) -> Groups:
         own = {gate.s for gate in self._gates.values() if gate.s.requires_grad}
         rest = [{**group, "params": [p for p in group["params"] if p not in own]} for group in groups]
-        gates = [p for group in groups for p in group["params"] if p in own]
-        return [*rest, {"params": gates, "weight_decay": 0.0, "lr_factor": self.rate}] if own else rest
+        gates = [
+            {**group, "params": found, "weight_decay": 0.0, "lr_factor": self.rate * group.get("lr_factor", 1.0)}
+            for group in groups
+            if (found := [p for p in group["params"] if p in own])
+        ]
+        return [*rest, *gates]
 
     def before_step(self, state: State) -> None:
-        if self.learn == "aware" and not self._start and self._gates:
+        searched = isinstance(
+            state.optimizer, torch.optim.LBFGS
+        )  # its step was chosen by the loss: another would undo it
+        if self.learn == "aware" and not self._start and self._gates and not searched:
             self._before = self._stacked()
 
     @torch.no_grad()
     def after_step(self, state: State) -> None:
         if self._before is not None:
             slope = torch.sigmoid(self._before / self.temperature).clamp(min=1e-2) / self.temperature
-            if isinstance(state.optimizer, torch.optim.SGD):
+            assert state.optimizer is not None
+            if isinstance(state.optimizer, torch.optim.SGD) or "trust" in state.optimizer.defaults:  # LARS
                 slope = slope.square()
             moved = self._before + (self._stacked() - self._before) / slope
             torch._foreach_copy_([gate.s for gate in self._gates.values()], list(moved.unbind()))

@@ -62,6 +62,7 @@ class OUIDecay(Method):
             raise ValueError(f"s1, s2: found {self.s1}, {self.s2}, must satisfy 0 <= s1 <= s2")
         self._layers: dict[str, nn.Module] = {}
         self._queues: dict[str, deque[float]] = {}
+        self._rates: dict[str, float] = {}
         self._step = 0
         self._passes = 1
 
@@ -71,7 +72,9 @@ class OUIDecay(Method):
 
     def parameter_groups(self, groups: Groups, recipe: Recipe) -> Groups:
         layers = [(n, m) for n, m in self._model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-        self._layers = {name: layer for name, layer in layers[1:-1] if layer.weight.requires_grad}
+        own = {id(parameter) for parameter in self._model.parameters() if parameter.requires_grad}
+        # A weight that a parametrisation computes is no parameter: an optimizer cannot decay it.
+        self._layers = {name: layer for name, layer in layers[1:-1] if id(layer.weight) in own}
         names = {layer.weight: name for name, layer in self._layers.items()}
 
         def options(parameter: nn.Parameter) -> dict[str, Any]:
@@ -93,37 +96,43 @@ class OUIDecay(Method):
         def hook(module: nn.Module, inputs: Tensor, output: Tensor) -> None:
             # Only the last passes before an update count: the others cost nothing.
             if -(self._step + 1) % self.gap * self._passes < WINDOW:
-                self._queues[name].append(oui(one_position(output.detach(), self._generator)))
+                units = output.detach()
+                if isinstance(module, nn.Linear) and units.ndim > 3:  # channels last, as in Swin
+                    units = units.flatten(1, -2)
+                self._queues[name].append(oui(one_position(units, self._generator)))
 
         return hook
 
     def start_client(self, client: Client, server: Server) -> None:
         self._step = 0
+        self._rates = {}
         for queue in self._queues.values():
             queue.clear()
 
     def before_step(self, state: State) -> None:
-        if state.step == 0 and self._layers:
-            self._apply(state, [state.recipe.weight_decay] * len(self._layers))
+        if not self._rates and self._layers:
+            self._rates = state.act("decay", dict.fromkeys(self._layers, state.recipe.weight_decay))
+        assert state.optimizer is not None
+        for (
+            group
+        ) in state.optimizer.param_groups:  # in each step, as a phase of the recipe begins with groups of its own
+            if group.get("layer") in self._rates:
+                group["weight_decay"] = self._rates[group["layer"]]
 
     def after_step(self, state: State) -> None:
         self._step = state.step
-        if state.step % self.gap == 0 and self._layers:
-            means = torch.tensor([sum(queue) / len(queue) for queue in self._queues.values()], dtype=torch.float64)
-            means = state.reduce(means)
-            self._apply(state, decay_rates(means.tolist(), state.recipe.weight_decay, self.s1, self.s2))
-
-    def _apply(self, state: State, rates: list[float]) -> None:
-        applied = state.act("decay", dict(zip(self._layers, rates, strict=True)))
-        assert state.optimizer is not None
-        for group in state.optimizer.param_groups:
-            if "layer" in group:
-                group["weight_decay"] = applied[group["layer"]]
+        # A layer may be used without being called, as the output of torch's attention is: it keeps the recipe's decay.
+        heard = {name: sum(queue) / len(queue) for name, queue in self._queues.items() if queue}
+        if heard and state.step % self.gap == 0 and state.step < state.horizon:
+            means = state.reduce(torch.tensor(list(heard.values()), dtype=torch.float64))
+            rates = decay_rates(means.tolist(), state.recipe.weight_decay, self.s1, self.s2)
+            self._rates |= state.act("decay", dict(zip(heard, rates, strict=True)))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self._step, "queues": {name: list(queue) for name, queue in self._queues.items()}}
+        queues = {name: list(queue) for name, queue in self._queues.items()}
+        return {"step": self._step, "rates": self._rates, "queues": queues}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._step = state["step"]
+        self._step, self._rates = state["step"], state["rates"]
         for name, values in state["queues"].items():
             self._queues[name].extend(values)

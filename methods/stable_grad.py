@@ -160,8 +160,9 @@ class StableGrad(Method):
         factors = factors_for(gradients, reference, self.eps).to(gradients[0].dtype)
         if self.last_layer == "untouched":
             factors[-1] = 1.0
-        if self.report_every and state.step % self.report_every == 0:
-            done = state.act("factor", dict(zip((name for name, _, _ in layers), factors.tolist(), strict=True)))
+        asked = self.report_every and state.step % self.report_every == 0
+        if asked or state.control is not None:  # a control replaces what is done in every step
+            done = state.act("scale", dict(zip((name for name, _, _ in layers), factors.tolist(), strict=True)))
             factors = factors.new_tensor([done[name] for name, _, _ in layers])
         scaled, by = list(gradients), list(factors.unbind())
         if self.biases == "shared":

@@ -6,12 +6,13 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
+import torch
 from support import harness, plugin, run, write_grid
 
 from harness.conformance import short_spec
-from harness.controls import KINDS, Control
+from harness.controls import KINDS, Control, Delayed
 from harness.identity import Part, Requirement, TrialSpec
-from harness.method import Method
+from harness.method import Method, State
 from harness.names import CONTROLS, SEEDS_AHEAD
 from harness.planning.errors import GridError
 from harness.planning.grid import load_grid
@@ -20,7 +21,8 @@ from harness.recording.attempts import Attempt
 from harness.recording.records import ACTIONS, Result, Status, TrialRecords
 from harness.recording.results import Results
 from harness.registry import Registry
-from harness.training.trial import run_trial
+from harness.streams import Streams
+from harness.training.trial import build_recipe, run_trial
 
 ADAPTIVE = """
 import torch
@@ -112,6 +114,22 @@ def test_a_delay_is_counted_in_actions(registry: Registry, place: Path) -> None:
     ran(registry, spec, place)
     own, late = actions(place, frozen, "scale"), actions(place, spec, "scale")
     assert late == [own[max(0, step - 3)] for step in range(len(own))]
+
+
+def test_a_clients_factor_is_late_by_its_own_visits() -> None:
+    control = Delayed("delayed(prefers)", Method(), delay=1)
+    rounds = [{"1": 1.0, "2": 2.0}, {"2": 3.0, "3": 4.0}, {"1": 5.0, "3": 6.0}]
+    given = [control.replace(step, "factor", values) for step, values in enumerate(rounds)]
+    assert given == [{"1": 1.0, "2": 2.0}, {"2": 2.0, "3": 4.0}, {"1": 1.0, "3": 4.0}]
+
+
+def test_factor_is_the_name_of_what_clients_are_given(registry: Registry) -> None:
+    spec = short_spec(registry, "digits/mlp", [])
+    task = registry.build_task(spec.task, {})
+    recipe = build_recipe(task, spec.recipe)
+    workload = task.workload(recipe, Streams(0), torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"act: found 'factor', which Method.factor gives to clients"):
+        State(workload.model, workload, recipe, Streams(0), 1).act("factor", {"a": 1.0})
 
 
 def test_a_client_keeps_its_own_mean(registry: Registry, place: Path) -> None:

@@ -48,7 +48,8 @@ ResultsOption = Annotated[
     Path, typer.Option("--results", envvar="HARNESS_RESULTS", help="The folder that remembers everything computed.")
 ]
 PluginOption = Annotated[
-    list[Path] | None, typer.Option("--plugin", help="A Python file that registers tasks, methods, probes or kinds of claims.")
+    list[Path] | None,
+    typer.Option("--plugin", help="A Python file that registers tasks, methods, probes or kinds of claims."),
 ]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Overrides a field; recipe.FIELD is the last word.")

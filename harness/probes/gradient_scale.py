@@ -38,6 +38,8 @@ class LayerGradients(Probe):
         self._layers = {name: layer for name, layer in state.model.named_modules() if isinstance(layer, LAYERS)}
 
     def after_step(self, state: State) -> dict[str, float]:
+        if state.optimizer is None:  # a federated round: what lies there is the last client's
+            return {}
         gradients = {name: parameter.grad for name, parameter in self._weights() if parameter.grad is not None}
         stds = [gradient.double().std(correction=0) for gradient in gradients.values()]
         if not stds:
@@ -186,7 +188,10 @@ class GradientScale(Probe):
         if literal := state["literal"]:
             beta1, beta2 = literal["betas"]
             self._literal = LiteralDecomposition(beta1, beta2, literal["window"])
-            vars(self._literal).update(literal)
+            device = self._parameters[0].device  # a checkpoint comes back on the CPU
+            averages = [average.to(device) for average in literal["averages"]]
+            placed = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in literal.items()}
+            vars(self._literal).update(placed | {"averages": averages})
 
 
 def _norm(tensors: list[Tensor]) -> float:

@@ -56,7 +56,7 @@ def test_it_acts_at_the_start_and_every_gap(registry: Registry) -> None:
 
 def test_the_rates_are_those_of_the_mean_of_the_last_five_passes(registry: Registry) -> None:
     """The first update is that of a run with fixed decay whose OUI is taken by hand, before each step, on its batch."""
-    spec = short_spec(registry, "digits/mlp", [Part("oui_decay", {"gap": 8}), Part("adamw")], weight_decay=0.1, steps=8)
+    spec = short_spec(registry, "digits/mlp", [Part("oui_decay", {"gap": 8}), Part("adamw")], weight_decay=0.1, steps=9)
     spec.task_options["hidden"] = [16, 16, 16]
     fixed = replace(spec, methods=[Part("fixed_decay"), Part("adamw")])
     task = registry.build_task(spec.task, spec.task_options)
@@ -80,6 +80,63 @@ def test_the_rates_are_those_of_the_mean_of_the_last_five_passes(registry: Regis
     assert optimizer is not None
     applied = [group["weight_decay"] for group in optimizer.param_groups if "layer" in group]
     assert applied == pytest.approx(decay_rates(means, 0.1, 0.6666, 5), rel=1e-9)
+
+
+def test_an_update_that_no_step_would_follow_is_not_made(registry: Registry) -> None:
+    spec = short_spec(registry, "digits/cnn", [Part("oui_decay", {"gap": 10})], weight_decay=0.1)
+    assert [step for step, _ in actions(run_short(registry, spec))] == [0, 10], "of 20 steps"
+
+
+def test_rates_hold_through_the_phases_of_a_recipe(registry: Registry) -> None:
+    spec = short_spec(
+        registry,
+        "digits/cnn",
+        [Part("oui_decay", {"gap": 8})],
+        weight_decay=0.1,
+        steps=20,
+        phases=["adamw 10", "sgd 10"],
+    )
+    ran = run_short(registry, spec)
+    optimizer = ran.training.state.optimizer
+    assert isinstance(optimizer, torch.optim.SGD)
+    applied = {group["layer"]: group["weight_decay"] for group in optimizer.param_groups if "layer" in group}
+    assert applied == actions(ran)[-1][1] != dict.fromkeys(applied, 0.1)
+    assert ran.same_as(run_short(registry, spec, 9)) and ran.same_as(run_short(registry, spec, 13))
+
+
+class Attends(torch.nn.Module):
+    """Its attention uses the output layer's weights without calling the layer; another layer's weight is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(8, 8)
+        self.attention = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+        self.called = torch.nn.Linear(8, 8)
+        self.computed = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(8, 8))
+        self.last = torch.nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x.reshape(len(x), 8, 8))
+        x = self.called(self.attention(x, x, x)[0])
+        return self.last(self.computed(x).mean(dim=1))
+
+
+def test_layers_that_are_not_called_or_whose_weight_is_computed_keep_their_decay(registry: Registry) -> None:
+    spec = short_spec(registry, "digits/mlp", [Part("oui_decay", {"gap": 4}), Part("adamw")], weight_decay=0.1)
+    task = registry.build_task(spec.task, {})
+    recipe, streams = build_recipe(task, spec.recipe), Streams(0)
+    workload = task.workload(recipe, streams, torch.device("cpu"))
+    workload.model = Attends()  # type: ignore[attr-defined]
+    method = Composition([registry.build_method(part.name, part.options) for part in spec.methods])
+    state = State(method.adapt(workload.model, workload), workload, recipe, streams, recipe.length)
+    state.optimizer = build_optimizer(method, state)
+    method.start(state)
+    for _ in range(5):
+        take_step(state, method)
+    (_, _, first), (step, _, second) = state.actions
+    assert (step, set(first), set(second)) == (4, {"attention.out_proj", "called"}, {"called"})
+    applied = {group["layer"]: group["weight_decay"] for group in state.optimizer.param_groups if "layer" in group}
+    assert applied == {"attention.out_proj": 0.1, "called": second["called"]}
 
 
 def test_the_matched_mean_is_a_final_metric(tmp_path: Path, registry: Registry) -> None:

@@ -12,9 +12,10 @@ from torch.nn import functional
 
 from harness.conformance import run_short, short_spec
 from harness.identity import Part
+from harness.recipe import Recipe
 from harness.recording.records import TrialRecords
 from harness.registry import Registry
-from methods.lambda_gelu import LambdaGate, hardened, lambda_gelu, substitute, target_hardness
+from methods.lambda_gelu import LambdaGate, LambdaGELU, hardened, lambda_gelu, substitute, target_hardness
 
 X = torch.arange(-2000, 2001, dtype=torch.float64) / 250
 LAMBDAS = [1.0, 1.6931, 3.0, 8.0, 160.0]
@@ -154,6 +155,29 @@ def test_an_aware_step_is_a_step_on_the_hardness(registry: Registry, optimizer: 
             gradient = measured[f"probe/gate_hardness/gradient/{name}"]
             expected = 1e-5 * (gradient if optimizer == "sgd" else 1.0)
             assert abs(move) == pytest.approx(expected, rel=2e-2)
+
+
+def test_resume_is_exact_where_another_optimizer_follows_the_switch(registry: Registry) -> None:
+    methods = [Part("lambda_gelu", {"switch": 0.5})]
+    spec = short_spec(registry, "digits/mlp", methods, phases=["adam 14", "lbfgs 6"], steps=20)
+    assert run_short(registry, spec).same_as(run_short(registry, spec, 16))
+
+
+def test_a_searched_step_is_left_as_it_is(registry: Registry) -> None:
+    """L-BFGS takes s where the loss along its line is low, whatever the reading of the update: that is its step."""
+    arms = [{"harden": False, "learn": learn} for learn in ("aware", "softplus")]
+    specs = [
+        short_spec(registry, "digits/mlp", [Part("lambda_gelu", arm)], phases=["lbfgs 3"], steps=3) for arm in arms
+    ]
+    aware, plain = (run_short(registry, spec) for spec in specs)
+    assert profile(aware) == profile(plain) != pytest.approx([1 + math.log(2)] * 2, abs=1e-6)
+
+
+def test_what_scales_a_groups_rate_scales_that_of_its_gates() -> None:
+    method = LambdaGELU(rate=0.5)
+    model = method.adapt(nn.Sequential(nn.Linear(2, 2), nn.GELU()), None)  # type: ignore[arg-type]
+    groups = method.parameter_groups([{"params": list(model.parameters()), "lr_factor": 0.01}], Recipe(steps=1))
+    assert [(len(group["params"]), group["lr_factor"]) for group in groups] == [(2, 0.01), (1, 0.005)]
 
 
 def test_decay_leaves_the_hardness_alone(registry: Registry) -> None:

@@ -1,6 +1,8 @@
 """StableGrad and its relatives: the acceptance checks of its specification, and second implementations."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +12,9 @@ from torch import Tensor, nn
 from harness.activations import GATES
 from harness.composition import Composition
 from harness.conformance import run_short, short_spec
-from harness.identity import Part, TrialSpec
+from harness.identity import Part, Requirement, TrialSpec
 from harness.method import Method, Ranks, State
-from harness.recording.records import Status
+from harness.recording.records import ACTIONS, Status, TrialRecords
 from harness.registry import Registry
 from harness.streams import Streams
 from harness.training import stepping
@@ -269,9 +271,25 @@ def test_factors_are_reported_and_may_be_replaced_by_a_control(registry: Registr
     state = trial(registry, before, method, after)
     state.control = lambda step, name, values: dict.fromkeys(values, 2.0)
     stepping.take_step(state, Composition([before, method, after]))
-    assert {name for _, name, _ in state.actions} == {"factor"}
+    assert {name for _, name, _ in state.actions} == {"scale"}
     for name, gradient in before.gradients.items():
         torch.testing.assert_close(after.gradients[name], 2 * gradient)
+
+
+@pytest.mark.parametrize("control", ["mean_of", "shuffled"])
+def test_a_trial_under_a_control_is_another_one(registry: Registry, tmp_path: Path, control: str) -> None:
+    spec = short_spec(registry, "digits/mlp", [Part("stable_grad", {"report_every": 1})], optimizer="sgd")
+    own = run(registry, spec, tmp_path)
+    content = replace(spec, methods=[Part(f"{control}(stable_grad)")])
+    if control == "mean_of":
+        content.requires.append(Requirement("methods.0", spec.hash, ACTIONS))
+    other = run(registry, content, tmp_path)
+    assert (own.status, other.status) == (Status.FINISHED, Status.FINISHED), other.error
+    assert own.weights != other.weights
+    if control == "mean_of":
+        records = TrialRecords(tmp_path, content.hash).records()
+        (given,) = {value for r in records if r.get("action") == "scale" for value in r["values"].values()}
+        assert given == pytest.approx(own.metrics["actions/scale"], rel=1e-9), "one mean over steps and layers"
 
 
 def test_a_trial_trains(registry: Registry, results) -> None:  # type: ignore[no-untyped-def]

@@ -22,7 +22,8 @@ from harness.training import stepping
 from harness.training.ranks import DistributedRanks
 from harness.training.trial import build_recipe, settings
 from tasks.collocation import Collocation
-from tasks.equations import Burgers, KdV, Poisson
+from tasks.derivatives import Jet
+from tasks.equations import Burgers, Equation, KdV, Poisson
 from tasks.informed import PhysicsInformed, PhysicsRecipe, relative_l2
 from tasks.physics import BurgersPINN, KdVPINN, NavierStokesPINN, PhysicsTask, PoissonPINN
 
@@ -129,6 +130,35 @@ def bare_burgers(model: torch.nn.Module, batch: dict[str, Tensor], steps: int) -
         torch.stack(losses).sum().backward()
         optimizer.step()
     return terms
+
+
+class Falls(Equation):
+    """u' = -u, which has an initial condition and no faces."""
+
+    coordinates, domain, derivatives = "t", ((0.0, 1.0),), ("t",)
+
+    def residual(self, points: Tensor, u: Jet) -> Tensor:
+        return u["t"] + u.value
+
+    def reference(self, points: Tensor) -> Tensor:
+        return torch.exp(-points)
+
+
+class FallsPINN(PhysicsTask):
+    def recipe(self) -> PhysicsRecipe:
+        return PhysicsRecipe(steps=1, batch=16, initial=4, boundary_weight=7.0, initial_weight=1000.0)
+
+    def equation(self) -> Equation:
+        return Falls()
+
+
+def test_each_condition_has_its_own_weight() -> None:
+    task = FallsPINN()
+    built = task.workload(build_recipe(task, {}), Streams(0), CPU)
+    found = built.objective(built.model, built.next_batch())
+    assert found.metrics is not None and set(found.metrics) == {"residual", "initial"}
+    expected = float(found.metrics["residual"] + 1000.0 * found.metrics["initial"])
+    assert float(found.value.detach()) == pytest.approx(expected, rel=1e-6)
 
 
 def test_burgers_goes_the_way_of_a_bare_loop() -> None:
