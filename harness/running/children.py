@@ -46,10 +46,29 @@ def child_environment(resources: Resources) -> dict[str, str]:
     return kept
 
 
+LEAST = 1 << 30
+"""Bytes that a trial which asked for none may always take.
+
+Importing torch and making one optimizer take 720 MiB, which the warm process shares with its children and which count for
+each of them all the same. A limit below that would end every trial, and would protect no other.
+"""
+
+
 def fair_memory(resources: Resources) -> int:
     """The memory limit of a trial that asked for none: its share of 85 % of what there is, by CPUs."""
     memory, cpus = usable()
-    return int(0.85 * memory * min(1.0, max(resources.cpus, 1.0) / cpus))
+    share = max(resources.cpus, 1.0) / (node_cpus() or cpus)
+    return max(LEAST, int(0.85 * memory * min(1.0, share)))
+
+
+def node_cpus() -> float:
+    """The CPUs that Ray gives to trials on this node, which may be fewer than it has: 0 where no Ray runs."""
+    import ray
+
+    if not ray.is_initialized():
+        return 0.0
+    here = ray.get_runtime_context().get_node_id()
+    return next((float(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["NodeID"] == here), 0.0)
 
 
 def usable(root: Path = Path("/")) -> tuple[int, float]:
@@ -59,6 +78,8 @@ def usable(root: Path = Path("/")) -> tuple[int, float]:
         root: of the file system, where Linux shows the limits of the group that a process is in and of those above it.
     """
     memory, cpus = [psutil.virtual_memory().total], [float(os.cpu_count() or 1)]
+    if sys.platform == "linux":  # macOS binds no process to CPUs
+        cpus.append(float(len(os.sched_getaffinity(0))))
     with contextlib.suppress(OSError):  # another system than Linux, or one without these files
         group = Path((root / "proc/self/cgroup").read_text().rpartition("::")[2].strip().lstrip("/"))
         for folder in (root / "sys/fs/cgroup" / name for name in (group, *group.parents)):

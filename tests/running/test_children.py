@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -23,8 +24,17 @@ from harness.recording.log import MOST, last, tell
 from harness.recording.records import Result, Status, TrialRecords
 from harness.registry import Registry
 from harness.resources import Resources
+from harness.running import children
 from harness.running.child import _take_share
-from harness.running.children import WarmDied, WarmHandle, child_environment, usable
+from harness.running.children import (
+    LEAST,
+    WarmDied,
+    WarmHandle,
+    child_environment,
+    fair_memory,
+    node_cpus,
+    usable,
+)
 from harness.running.units import Unit, UnitTrial
 
 pytestmark = pytest.mark.chaos
@@ -532,10 +542,13 @@ def test_addresses_with_passwords_are_secrets(value: str, secret: bool, monkeypa
     assert ("SOMETHING" not in child_environment(Resources())) == secret
 
 
-def test_limits_of_containers_and_batch_jobs_are_seen(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS binds no process to CPUs")
+def test_limits_of_containers_and_batch_jobs_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As Linux shows them: a job's step in its job, which has a quarter of the memory and one and a half CPUs."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 4, 5, 6})
     total, cpus = usable(tmp_path / "none")
-    assert total == psutil.virtual_memory().total and cpus == os.cpu_count()
+    assert total == psutil.virtual_memory().total and cpus == 4.0
     group = tmp_path / "sys/fs/cgroup/job/step"
     for file, text in {
         tmp_path / "proc/self/cgroup": "0::/job/step\n",
@@ -547,6 +560,32 @@ def test_limits_of_containers_and_batch_jobs_are_seen(tmp_path: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
     assert usable(tmp_path) == (total // 4, min(1.5, cpus))
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "share"),
+    [(0.0, 16.0, 0.125), (4.0, 1.0, 0.25), (4.0, 8.0, 1.0), (0.0, 1.0, None)],
+    ids=["of the machine's CPUs", "of those that Ray was given", "not more than all", "at least what torch takes"],
+)
+def test_a_trial_that_asks_for_no_memory_has_its_share(
+    given: float, asked: float, share: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = 64 << 30
+    monkeypatch.setattr(children, "usable", lambda: (memory, 128.0))
+    monkeypatch.setattr(children, "node_cpus", lambda: given)
+    expected = LEAST if share is None else int(0.85 * memory * share)
+    assert fair_memory(Resources(cpus=asked)) == expected
+
+
+def test_the_cpus_that_ray_was_given_are_those_of_this_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    assert node_cpus() == 0.0, "no Ray runs here"
+    nodes = [{"NodeID": "there", "Resources": {"CPU": 64.0}}, {"NodeID": "here", "Resources": {"CPU": 4.0}}]
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here"))
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    assert node_cpus() == 4.0
 
 
 def test_a_part_of_a_gpu_leaves_room_for_what_cuda_takes(monkeypatch: pytest.MonkeyPatch) -> None:
