@@ -40,12 +40,21 @@ def hold(folder: Path, wait: float) -> BaseFileLock:
     return lock
 
 
-def end_without_result(results: Path, result: Result, spec_json: str) -> Result:
-    """Writes the result of a trial whose process left none; its checkpoint stays, for trials that are tried again."""
+def end_without_result(results: Path, result: Result, spec_json: str, since: float = 0.0) -> Result:
+    """Writes the result of a trial whose process left none; its checkpoint stays, for trials that are tried again.
+
+    Args:
+        results: the results folder.
+        result: how it ended.
+        spec_json: what the trial is.
+        since: one of the same code that was left since then, as by another grid, is kept. An older one, or one of other
+            code, is what this run was to replace: its numbers are not this run's.
+    """
     trial = TrialRecords(results, result.hash)
     lock = hold(trial.folder, 5.0)
     try:
-        if (there := trial.result()) is not None:
+        there = trial.result()
+        if there is not None and there.code == result.code and there.ended >= since:
             return there
         write_atomically(trial.folder / "trial.json", spec_json, durable=False)
         if attempts := trial.attempts():

@@ -172,7 +172,7 @@ class Run:
     def _end(self, trial: PlannedTrial, status: Status, reason: str) -> None:
         now = time.time()
         result = Result(trial.hash, status, trial.code, started=now, ended=now, reason=reason)
-        end_without_result(self.results.folder, result, trial.spec.to_json())
+        end_without_result(self.results.folder, result, trial.spec.to_json(), self.since)
 
     @contextmanager
     def _writer(self) -> Iterator[None]:

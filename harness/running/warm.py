@@ -126,13 +126,13 @@ class Warm:
                 told = APART
             elif status is not None and not child.follows:  # the first rank alone has records
                 result = Result(order.hash, status, order.code, started=started, ended=time.time(), reason=reason)
-                told, reason = self._leave(result, order)
+                told, reason = self._leave(result, order, min(started, order.since))
             self.say(event="ended", hash=order.hash, status=told, reason=reason)
 
-    def _leave(self, result: Result, order: UnitTrial) -> tuple[str | None, str]:
-        """Leaves a result if the child has left none; what is told of the trial."""
+    def _leave(self, result: Result, order: UnitTrial, since: float) -> tuple[str | None, str]:
+        """Leaves a result if none has been left since; what is told of the trial."""
         try:
-            ended = end_without_result(self.results, result, order.spec_json)
+            ended = end_without_result(self.results, result, order.spec_json, since)
         except Locked:  # another grid that names the trial, and that waited for it
             return None, "locked"
         except RecordsError as error:

@@ -228,10 +228,20 @@ def test_a_process_that_left_nothing_gets_its_status(results: Path) -> None:
     assert TrialRecords(results, "abc").result() is None, "a trial that runs again has no result"
 
 
-def test_a_result_that_is_there_is_kept(results: Path) -> None:
+def test_a_result_that_this_run_has_left_is_kept(results: Path) -> None:
     with attempt(results) as one:
-        one.finish(result())
-    assert end_without_result(results, result(Status.LOST), "{}") == result()
+        one.finish(result(ended=2.0))
+    assert end_without_result(results, result(Status.LOST), "{}", since=2.0) == result(ended=2.0)
+
+
+@pytest.mark.parametrize(("code", "ended"), [("older", 3.0), ("code", 1.0)])
+def test_a_result_that_was_to_be_replaced_is_not_taken_for_this_run_s(results: Path, code: str, ended: float) -> None:
+    """It is of older code, or from before the run, which does it again as what it takes has changed."""
+    with attempt(results, code) as one:
+        one.finish(dataclasses.replace(result(ended=ended), code=code))
+    blocked = result(Status.BLOCKED, reason="needs what is not there")
+    assert end_without_result(results, blocked, "{}", since=2.0) == blocked
+    assert TrialRecords(results, "abc").result() == blocked
 
 
 def test_what_cannot_be_written_says_so(tmp_path: Path) -> None:
