@@ -183,14 +183,14 @@ def conclusion(out: Console, plan: Plan, results: Results, line: str) -> int:
     return 1 if trouble else 0
 
 
-def where_to_look(out: Console, line: str, store: str) -> None:
+def where_to_look(out: Console, line: str, browse: str) -> None:
     """The next commands.
 
     Args:
         out: where to.
         line: the grid as they name it, with its options.
-        store: where MLflow has the runs, as an option of `harness ui`.
+        browse: what shows the runs in MLflow.
     """
     out.print(f"Read the report:   harness report {line}", soft_wrap=True)
-    out.print(f"Browse every run:  harness ui{store}", soft_wrap=True)
+    out.print(f"Browse every run:  {browse}", soft_wrap=True)
     out.print(f"See the plan:      harness plan {line}", soft_wrap=True)

@@ -14,7 +14,7 @@ from planning.malformed import MALFORMED, Malformed
 from support import command, harness, plugin, write_grid
 
 from harness.cli import main
-from harness.commands.shared import console
+from harness.commands.shared import RESULTS, browse, console
 from harness.foreground import plan_trial
 from harness.planning.errors import GridError
 from harness.planning.grid import load_grid
@@ -72,6 +72,21 @@ def test_the_next_command_has_the_options_of_this_one(tmp_path: Path) -> None:
     given = [str(grid), "--plugin", str(mine), "--set", "seeds=[3, 4]", "--results", str(tmp_path / "r")]
     (line,) = [line for line in harness("plan", *given).splitlines() if line.startswith("Next: ")]
     assert shlex.split(line.removeprefix("Next: ")) == ["harness", "run", *given]
+
+
+@pytest.mark.parametrize(
+    ("tracking", "results", "says"),
+    [
+        (None, RESULTS, "harness ui"),
+        (None, Path("a b"), "harness ui --results 'a b'"),
+        ("sqlite:///runs.db", RESULTS, "harness ui --tracking sqlite:///runs.db"),
+        ("postgresql+psycopg2://db/runs", Path("r"), "harness ui --tracking postgresql+psycopg2://db/runs --results r"),
+        ("https://me:hidden@mlflow", RESULTS, "open https://mlflow in a browser"),
+    ],
+)
+def test_where_every_run_is_shown(tracking: str | None, results: Path, says: str) -> None:
+    """A server has pages of its own."""
+    assert browse(tracking, results) == says
 
 
 @pytest.mark.parametrize(("columns", "width"), [("60", 60), ("160", 160), (None, 100), ("wide", 100), ("0", 100)])
@@ -352,6 +367,7 @@ def test_a_result_of_other_types_is_no_traceback(
     ("arguments", "status", "says"),
     [
         ("ui --tracking nowhere", 2, "--tracking: found 'nowhere', allowed: http://…"),
+        ("ui --tracking http://host:80", 2, "--tracking: http://host:80 is a server; open that address in a browser"),
         ("sync --tracking nowhere", 2, "--tracking: found 'nowhere', allowed: http://…"),
         ("report one --tracking nowhere", 2, "--tracking: found 'nowhere', allowed: http://…"),
         ("report onne", 2, "found 'onne', allowed: a file, one; did you mean 'one'?"),

@@ -17,6 +17,7 @@ from harness.commands.shared import (
     TrackingOption,
     again,
     app,
+    browse,
     check_tracking,
     console,
     fail,
@@ -110,7 +111,7 @@ def run(
     shown = _with_results(planned, memory) if until_decided else planned
     status = conclusion(out, shown, memory, line)
     if SUBMITTED not in os.environ:
-        where_to_look(out, line, "" if results == RESULTS else f" --results {results}")
+        where_to_look(out, line, browse(tracking, results))
     raise typer.Exit(status)
 
 
@@ -202,7 +203,7 @@ def submit(
     except KeyboardInterrupt as interrupt:
         raise fail(f"It goes on without this terminal. The same command follows it; {stop} ends it", 130) from interrupt
     if status in (0, 1):
-        where_to_look(console(), again(grid, set_, plugin, Path(results)), f" --tracking {tracking}")
+        where_to_look(console(), again(grid, set_, plugin, Path(results)), browse(tracking, RESULTS))
     raise typer.Exit(status)
 
 

@@ -75,6 +75,18 @@ def again(grid: Path, overrides: list[str] | None, plugins: list[Path] | None, r
     return shlex.join(words)
 
 
+def browse(tracking: str | None, results: Path) -> str:
+    """What shows every run in MLflow: a command on the results folder or a database, or the address of a server."""
+    from harness.recording.grids import without_password
+
+    shown = without_password(tracking or "")
+    if shown.startswith("http"):
+        return f"open {shown} in a browser"
+    words = ["--tracking", shown] if shown else []
+    words += [] if results == RESULTS else ["--results", str(results)]
+    return shlex.join(["harness", "ui", *words])
+
+
 def open_registry(plugins: list[Path] | None) -> Registry:
     """What is registered, or exit status 2 for a `--plugin` that does not load; one that is installed is left out and named."""
     from harness.registry import Registry, RegistryError

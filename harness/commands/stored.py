@@ -71,6 +71,7 @@ def ui(
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 5000,
 ) -> None:
     """Opens MLflow on the results folder, for this machine alone."""
+    from harness.recording.store import TrackingError
     from harness.recording.tracking import ui_command
 
     check_tracking(tracking)
@@ -78,8 +79,11 @@ def ui(
     if tracking is None and not (memory.folder / "mlflow.db").exists():
         made = f"harness sync --results {results}" if memory.grids() else f"harness run GRID --results {results}"
         raise fail(f"--results: {memory.folder} holds no mlflow.db; make it with: {made}", 2)
+    try:
+        command = ui_command(memory, tracking, port)
+    except TrackingError as error:
+        raise fail(str(error), 2) from error
     typer.echo(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)")
-    command = ui_command(memory, tracking, port)
     os.execvp(command[0], command)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from filelock import FileLock, Timeout
 
-from harness.recording.grids import Submission, SubmittedTrial, held, some_submissions, submissions
+from harness.recording.grids import Submission, SubmittedTrial, held, some_submissions, submissions, without_password
 from harness.recording.overview import grid_content, read_report
 from harness.recording.projection import (
     RUNNING,
@@ -226,7 +226,7 @@ def ui_command(results: Results, tracking: str | None = None, port: int = 5000) 
         TrackingError: if `tracking` is a server, which has pages of its own.
     """
     if tracking and tracking.startswith("http"):
-        raise TrackingError(f"--tracking: {tracking} is a server; open it in a browser")
+        raise TrackingError(f"--tracking: {without_password(tracking)} is a server; open that address in a browser")
     uri = tracking or default_uri(results)
     artifacts = results.folder / "mlartifacts"
     settings = NO_TELEMETRY | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
