@@ -19,7 +19,16 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, Timeout
 
 from harness.recording.log import tell
-from harness.recording.records import Commit, Locked, Over, RecordsError, Result, TrialRecords, write_atomically
+from harness.recording.records import (
+    Commit,
+    Locked,
+    Over,
+    RecordsError,
+    Result,
+    TrialRecords,
+    storage,
+    write_atomically,
+)
 
 
 def hold(folder: Path, wait: float) -> BaseFileLock:
@@ -115,9 +124,11 @@ class Attempt:
         write_atomically(folder / "holder", holder, durable=False)
         write_atomically(folder / "trial.json", self._spec_json, durable=False)
         self.folder = folder / str(number)
-        self.folder.mkdir()  # before the commit is read: from here on no earlier attempt deletes what it names
+        with storage(self.folder):  # before the commit is read: from here on no earlier attempt deletes what it names
+            self.folder.mkdir()
         self.state = self._taken_up(number)
-        (folder / "result.json").unlink(missing_ok=True)
+        with storage(folder / "result.json"):
+            (folder / "result.json").unlink(missing_ok=True)
 
     def _taken_up(self, number: int) -> Commit:
         """Where this attempt begins."""
@@ -202,7 +213,8 @@ class Attempt:
         if checkpoints:
             self._check_newest()
         for name in checkpoints:
-            (self.trial.folder / name).unlink(missing_ok=True)
+            with storage(self.trial.folder / name):
+                (self.trial.folder / name).unlink(missing_ok=True)
 
     def _write_commit(self) -> None:
         write_atomically(self.folder / "commit.json", json.dumps(asdict(self.state)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from harness.recording.attempts import Attempt
-from harness.recording.records import Result
+from harness.recording.records import Result, storage
 
 
 class Following(Attempt):
@@ -14,7 +14,8 @@ class Following(Attempt):
     def __enter__(self) -> Following:
         self.state = self._taken_up((self.trial.attempts() or [1])[-1])
         self.folder = self.trial.folder
-        self.folder.mkdir(parents=True, exist_ok=True)  # the first rank may be slower
+        with storage(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)  # the first rank may be slower
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -18,7 +18,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -143,10 +143,24 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) 
                 os.fsync(file.fileno())
         Path(name).replace(path)
     except BaseException as error:
-        Path(name).unlink(missing_ok=True)
+        with suppress(OSError):  # where the file cannot be written, this may be no better
+            Path(name).unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise RecordsError(f"{path}: cannot be written ({error})") from error
         raise
+
+
+@contextmanager
+def storage(path: Path) -> Iterator[None]:
+    """Around what uses a file or folder of the records: trouble with it is that of the disk, and no trial's fault.
+
+    Raises:
+        RecordsError: if it cannot be used.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RecordsError(f"{path}: cannot be used ({error})") from error
 
 
 @contextmanager
@@ -241,10 +255,15 @@ class TrialRecords:
         return result if result.code == code and result.ended >= since else None
 
     def attempts(self) -> list[int]:
-        """Numbers of the attempts made so far."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(int(child.name) for child in self.folder.iterdir() if child.name.isdigit())
+        """Numbers of the attempts made so far.
+
+        Raises:
+            RecordsError: if the folder cannot be read.
+        """
+        with storage(self.folder):
+            if not self.folder.is_dir():
+                return []
+            return sorted(int(child.name) for child in self.folder.iterdir() if child.name.isdigit())
 
     def commit(self) -> Commit | None:
         """The newest commit of the newest attempt that has one.
@@ -260,6 +279,18 @@ class TrialRecords:
             except FileNotFoundError:
                 continue
         return None
+
+    def saved(self, file: Path) -> bytes:
+        """The content of a checkpoint that the records name.
+
+        Raises:
+            RecordsError: if it is missing or cannot be read.
+        """
+        try:
+            with intact(file, self._advice):
+                return file.read_bytes()
+        except FileNotFoundError as error:
+            raise RecordsError(f"{file}: found no such file, which the records name; {self._advice}") from error
 
     def kept(self, name: str) -> Path:
         """The file of a checkpoint that stays."""

@@ -13,14 +13,14 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from harness.recording.attempts import Attempt
 from harness.recording.following import Following
 from harness.recording.log import OUTPUT
-from harness.recording.records import Locked, Over, RecordsError
+from harness.recording.records import Locked, Over, RecordsError, storage
 from harness.resources import Seat
 from harness.running.units import UnitTrial
 
@@ -100,10 +100,12 @@ class Child:
             if not entered:
                 return
             name = f"rank-{self.seat.index}.txt" if self.seat and self.follows else OUTPUT
-            _log_to([attempt.folder / name for _, attempt in entered])
-            self._tell_warnings([attempt for _, attempt in entered])
             try:
+                _log_to([attempt.folder / name for _, attempt in entered])
+                self._tell_warnings([attempt for _, attempt in entered])
                 trouble = self._run(entered, halt)
+            except RecordsError as error:
+                trouble = {order.hash: error for order, _ in entered}
             except (Interrupted, PeerLost) as end:
                 print(end, file=sys.stderr)
                 for attempt in (attempt for _, attempt in entered if attempt.trial.result() is None):
@@ -146,7 +148,7 @@ class Child:
 
     def _run(
         self, entered: Sequence[tuple[UnitTrial, Attempt]], halt: Callable[[int], bool]
-    ) -> Mapping[str, RecordsError]:
+    ) -> dict[str, RecordsError]:
         """Runs a trial, or a stack; returns those whose records could not be written."""
         from harness.identity import TrialSpec
         from harness.method import Ranks
@@ -232,8 +234,13 @@ def _catch_stop() -> Callable[[], bool]:
 
 
 def _log_to(paths: Sequence[Path]) -> None:
-    """What the trials print goes to the folder of the first one's attempt; the others say so."""
-    descriptor = os.open(paths[0], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    """What the trials print goes to the folder of the first one's attempt; the others say so.
+
+    Raises:
+        RecordsError: if it cannot be written there.
+    """
+    with storage(paths[0]):
+        descriptor = os.open(paths[0], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
@@ -241,4 +248,5 @@ def _log_to(paths: Sequence[Path]) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)
     for path in paths[1:]:
-        path.write_text(f"This seed ran in a stack, and what that printed is in {paths[0]}\n", encoding="utf-8")
+        with storage(path):
+            path.write_text(f"This seed ran in a stack, and what that printed is in {paths[0]}\n", encoding="utf-8")

@@ -56,7 +56,7 @@ def taken_start(spec: TrialSpec, attempt: Attempt) -> tuple[str, dict[str, Any]]
     for required in spec.requires:
         if required.path == "start":
             source = TrialRecords(attempt.trial.folder.parent.parent, required.hash)
-            return required.taken, unpack(source.kept(required.taken).read_bytes())
+            return required.taken, unpack(source.saved(source.kept(required.taken)))
     return None
 
 

@@ -21,7 +21,7 @@ from harness.identity import TrialSpec
 from harness.method import Method, Ranks, State
 from harness.recording.attempts import Attempt
 from harness.recording.environment import environment
-from harness.recording.records import ACTIONS, WEIGHTS, RecordsError, Result, Status, TrialRecords
+from harness.recording.records import ACTIONS, WEIGHTS, RecordsError, Result, Status, TrialRecords, storage
 from harness.registry import Registry
 from harness.screening import Screen
 from harness.streams import Streams
@@ -163,6 +163,8 @@ class Course:
             metrics = {}
             for record in attempt.trial.records():
                 metrics |= record.get("metrics", {})
+        with storage(attempt.trial.folder):
+            kept = [name for name in self.keep if attempt.trial.kept(name).exists()]
         result = Result(
             hash=spec.hash,
             status=status,
@@ -178,7 +180,7 @@ class Course:
             error=error,
             environment=self._setting(),
             screening=self.screen.mark if screened and self.screen else "",
-            kept=[name for name in self.keep if attempt.trial.kept(name).exists()],
+            kept=kept,
         )
         level = "error" if status in (Status.FAILED, Status.OUT_OF_MEMORY) else "info"
         attempt.tell("ended", level, step=result.steps, status=status, reason=reason)
@@ -230,8 +232,8 @@ def set_up(spec: TrialSpec, registry: Registry, attempt: Attempt, ranks: Ranks |
     if start is not None and start[0] != WEIGHTS:
         branch(training, start[1])
     if checkpoint := attempt.path(attempt.state.checkpoint):
-        best = attempt.path(attempt.state.best)
-        training.load_checkpoint(checkpoint.read_bytes(), best.read_bytes() if best else None)
+        best, saved = attempt.path(attempt.state.best), attempt.trial.saved
+        training.load_checkpoint(saved(checkpoint), saved(best) if best else None)
     return training
 
 

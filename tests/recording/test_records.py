@@ -1,6 +1,7 @@
 """The results folder: commits, attempts, locks, and what counts after an interruption."""
 
 import dataclasses
+import errno
 import json
 import multiprocessing
 import os
@@ -248,6 +249,41 @@ def test_what_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RecordsError, match="cannot be written"):
         write_atomically(tmp_path / "file" / "below", "x")
+
+
+@pytest.mark.parametrize("call", ["mkdir", "iterdir", "unlink", "read_bytes"])
+def test_trouble_of_the_storage_is_told_as_such(results: Path, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never as an error of the trial's own code."""
+    with attempt(results) as one:
+        one.commit(1, b"one")
+        checkpoint = one.path(one.state.checkpoint)
+    assert checkpoint is not None
+    with attempt(results) as two:
+        assert two.trial.saved(checkpoint) == b"one"
+        folders = Path.mkdir
+
+        def fail(path: Path, *arguments: object, **options: object) -> None:
+            if call == "mkdir" and path.name != "3":
+                return folders(path, *arguments, **options)  # type: ignore[arg-type]
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+        monkeypatch.setattr(Path, call, fail)
+        with pytest.raises(RecordsError, match=os.strerror(errno.ESTALE)):
+            if call == "read_bytes":
+                two.trial.saved(checkpoint)
+            elif call == "mkdir":
+                two._begin(two.trial.folder)
+            else:
+                two.commit(2, b"two")
+
+
+def test_a_missing_checkpoint_is_told_in_one_line(results: Path) -> None:
+    with attempt(results) as one:
+        one.commit(1, b"one")
+        checkpoint = results / "trials" / "abc" / "1" / "last-1.pt"
+        checkpoint.unlink()
+        with pytest.raises(RecordsError, match=rf"{checkpoint}: found no such file, which the records name; delete "):
+            one.trial.saved(checkpoint)
 
 
 READERS: dict[str, Callable[[TrialRecords], object]] = {

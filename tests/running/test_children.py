@@ -1,6 +1,7 @@
 """Trials in children of a warm process: every way to end gets its status, and the next trial is untouched."""
 
 import json
+import mmap
 import os
 import signal
 import sys
@@ -24,8 +25,9 @@ from harness.recording.log import MOST, last, tell
 from harness.recording.records import Result, Status, TrialRecords
 from harness.registry import Registry
 from harness.resources import Resources
+from harness.running import child as running_child
 from harness.running import children
-from harness.running.child import _take_share
+from harness.running.child import ENDINGS, TOLD, Child, _take_share
 from harness.running.children import (
     LEAST,
     WarmDied,
@@ -130,6 +132,18 @@ def test_records_that_are_of_no_use_are_named(warm: WarmHandle, plugins: Registr
     assert event["status"] is None
     assert str(event["reason"]).startswith(f"unwritable: {file}: found damaged content (")
     assert str(event["reason"]).endswith("and the next run computes this trial anew")
+
+
+def test_a_log_that_cannot_be_opened_is_no_failure_of_the_trial(
+    plugins: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = unit_trial(plugins, short_spec(plugins, "digits/mlp", [Part("adamw")]))
+    monkeypatch.setattr(running_child, "OUTPUT", ".")  # a folder, which no process can write to
+    with mmap.mmap(-1, mmap.PAGESIZE) as shared:
+        Child(tmp_path, plugins, 1.0, shared, None)._trials([trial], lambda: False)
+        assert ENDINGS[shared[8]] == "unwritable"
+        assert shared[TOLD:].startswith(f"{tmp_path / 'trials' / trial.hash / '1'}: cannot be used (".encode())
+    assert TrialRecords(tmp_path, trial.hash).result() is None
 
 
 def child_of(warm: WarmHandle) -> psutil.Process:

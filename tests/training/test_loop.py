@@ -10,7 +10,8 @@ from support import bare_digits, plugin, run
 from harness.conformance import run_short, same, short_spec
 from harness.identity import Part
 from harness.recipe import Recipe
-from harness.recording.records import Status, TrialRecords
+from harness.recording.attempts import Attempt
+from harness.recording.records import RecordsError, Status, TrialRecords
 from harness.registry import Registry
 from harness.training.loop import Interrupted
 
@@ -120,6 +121,16 @@ def test_trouble_becomes_a_status(tmp_path: Path, method: str, status: Status, r
     ended = run(registry, short_spec(registry, "digits/mlp", [Part(method)]), tmp_path / "results")
     assert (ended.status, ended.reason) == (status, reason)
     assert ("the author's mistake" in ended.error) == (method == "raises")
+
+
+def test_a_checkpoint_that_cannot_be_read_is_no_failure_of_the_trial(registry: Registry, tmp_path: Path) -> None:
+    spec = short_spec(registry, "digits/mlp", [Part("adamw")])
+    with Attempt(tmp_path, spec.hash, spec.to_json(), "test") as attempt:
+        attempt.commit(1, b"checkpoint")
+    (attempt.folder / "last-1.pt").unlink()
+    with pytest.raises(RecordsError, match=r"last-1\.pt: found no such file"):
+        run(registry, spec, tmp_path)
+    assert attempt.trial.result() is None
 
 
 COUNTS = """
