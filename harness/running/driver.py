@@ -141,8 +141,7 @@ class Run:
                 try:
                     values = take(trial, self.plan, self.results.results(r.hash for r in trial.spec.requires))
                 except Missing as missing:
-                    self._end(trial, Status.BLOCKED, str(missing))
-                    listener.ended(trial.hash, Status.BLOCKED)
+                    listener.ended(trial.hash, self._end(trial, Status.BLOCKED, str(missing)))
                 else:
                     keep = sorted(self.plan.kept.get(trial.hash, ()))
                     units.append(unit_of(trial, values, keep, self.screening, self.since))
@@ -166,13 +165,17 @@ class Run:
         ends = ((outcome.lost, Status.LOST), (outcome.out_of_memory, Status.OUT_OF_MEMORY))
         for units, status in ends:
             for trial in (trial for unit in units for trial in unit.trials if trial.hash not in outcome.ended):
-                self._end(planned[trial.hash], status, "its worker was ended several times")
-                listener.ended(trial.hash, status)
+                told = self._end(planned[trial.hash], status, "its worker was ended several times")
+                listener.ended(trial.hash, told)
 
-    def _end(self, trial: PlannedTrial, status: Status, reason: str) -> None:
+    def _end(self, trial: PlannedTrial, status: Status, reason: str) -> str:
+        """Leaves the result of a trial that no worker is at; what is told of it."""
         now = time.time()
         result = Result(trial.hash, status, trial.code, started=now, ended=now, reason=reason)
-        end_without_result(self.results.folder, result, trial.spec.to_json(), self.since)
+        try:
+            return end_without_result(self.results.folder, result, trial.spec.to_json(), self.since).status
+        except Locked:  # another grid that names the trial is at it, and leaves its result
+            return "locked"
 
     @contextmanager
     def _writer(self) -> Iterator[None]:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import psutil
 
+from harness.recording.records import Commit, TrialRecords
 from harness.resources import Resources
 from harness.running.stalling import Stall, alive, shortage
 from harness.running.units import Unit
@@ -30,7 +31,8 @@ ENDS_TO_SUSPECT = 3
 """A unit that was running at this many unexpected ends of a Tuner runs alone, and then counts as out of memory."""
 
 TRIES_TO_LOCK = 5
-"""A trial that another process is at is tried so often, half a minute each: a node that was cut off ends within one or two."""
+"""A trial that another process is at is tried so often in a row without a new commit of it, half a minute each: a node that
+was cut off ends within one or two."""
 
 SETTINGS = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -187,7 +189,7 @@ def run_units(units: Sequence[Unit], settings: dict[str, Any], listener: Listene
         Infrastructure: if the cluster is gone, Tune ends again and again before a unit has a worker, or what is left fits on
             no node and none has come.
     """
-    outcome, suspects, tries = Outcome(), Counter[str](), Counter[str]()
+    outcome, suspects, tries, seen = Outcome(), Counter[str](), Counter[str](), dict[str, object]()
     waiting = queue(units)
     attempt = idle = 0
     while waiting and not outcome.interrupted and not outcome.unwritable():
@@ -212,11 +214,19 @@ def run_units(units: Sequence[Unit], settings: dict[str, Any], listener: Listene
             outcome.interrupted = True
         waiting = [unit for unit in waiting if unit.name not in settled]
         for unit in outcome.locked(batch):
-            tries[unit.name] += 1
+            now = _stand(unit, Path(settings["results"]))
+            tries[unit.name] = tries[unit.name] + 1 if seen.get(unit.name, now) == now else 0
+            seen[unit.name] = now
             if tries[unit.name] < TRIES_TO_LOCK:
                 outcome.forget(unit)
                 waiting.append(unit)
     return outcome
+
+
+def _stand(unit: Unit, results: Path) -> list[tuple[list[int], Commit | None]]:
+    """Where the trials of a unit are: whoever is at one of them and gets on moves it."""
+    records = [TrialRecords(results, trial.hash) for trial in unit.trials]
+    return [(trial.attempts(), trial.commit()) for trial in records]
 
 
 def _check_alive() -> None:

@@ -13,7 +13,8 @@ from support import write_grid
 
 from harness.planning.grid import load_grid
 from harness.planning.plan import PlannedTrial, build_plan
-from harness.recording.attempts import Attempt
+from harness.recording import attempts
+from harness.recording.attempts import Attempt, hold
 from harness.recording.records import Result, Status
 from harness.recording.results import Results
 from harness.registry import Registry
@@ -62,20 +63,51 @@ def ended(outcomes: dict[str, str], crashed: bool = False) -> Callable[[list[str
     return play
 
 
-def test_a_trial_that_another_process_is_at_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_that_another_process_is_at_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tuner = Tuner(ended({"a": "finished", "b": "locked"}), ended({"b": "locked"}), ended({"b": "finished"}))
     monkeypatch.setattr(scheduling, "_fit", tuner)
-    outcome = run_units(units("a", "b"), {}, Deaf())
+    outcome = run_units(units("a", "b"), {"results": tmp_path}, Deaf())
     assert tuner.given == [["a", "b"], ["b"], ["b"]]
     assert outcome.ended == {"a": "finished", "b": "finished"}
     assert not outcome.interrupted
 
 
-def test_a_trial_that_stays_locked_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_that_stays_locked_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tuner = Tuner(*[ended({"a": "locked"})] * TRIES_TO_LOCK)
     monkeypatch.setattr(scheduling, "_fit", tuner)
-    assert run_units(units("a"), {}, Deaf()).ended == {"a": "locked"}
+    assert run_units(units("a"), {"results": tmp_path}, Deaf()).ended == {"a": "locked"}
     assert not tuner.parts
+
+
+def test_a_trial_that_another_process_gets_on_with_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it takes: it is computed once."""
+    with Attempt(tmp_path, "a", "{}", "code") as other:
+
+        def locked(names: list[str], watch: Watch) -> bool:
+            other.commit(other.state.step + 1)
+            return ended({"a": "locked"})(names, watch)
+
+        tuner = Tuner(*[locked] * 3 * TRIES_TO_LOCK, ended({"a": "finished"}))
+        monkeypatch.setattr(scheduling, "_fit", tuner)
+        assert run_units(units("a"), {"results": tmp_path}, Deaf()).ended == {"a": "finished"}
+
+
+def test_a_trial_that_is_busy_does_not_end_the_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another grid is at what this one has lost: it leaves the result, and the others go on."""
+    registry = Registry()
+    text = "name: shared\ntasks: [digits/mlp]\nmethods: [adamw]\nseeds: 2\nrecipes: [{set: {steps: 20}}]\n"
+    plan = build_plan(load_grid(write_grid(tmp_path, text), [], registry), registry)
+    run = driver.Run(plan, Results(tmp_path), driver.Options(), Console(), time.time())
+    busy, free = plan.trials
+    told: list[tuple[str, str]] = []
+    listener = SimpleNamespace(ended=lambda hash, outcome: told.append((hash, outcome)))
+    monkeypatch.setattr(attempts, "hold", lambda folder, wait: hold(folder, 0.1))
+    with Attempt(tmp_path, busy.hash, busy.spec.to_json(), busy.code) as other:
+        run._take(Outcome(lost=[driver.unit_of(trial, {}, []) for trial in (busy, free)]), listener)  # type: ignore[arg-type]
+        assert other.trial.result() is None
+    assert told == [(busy.hash, "locked"), (free.hash, "lost")]
 
 
 def test_three_ends_and_one_alone_are_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
