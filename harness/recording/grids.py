@@ -130,13 +130,25 @@ def open_submission(
     return submission
 
 
-def without_password(argument: str) -> str:
-    """An argument without the user and password that an address may carry.
+SIGNED_IN = re.compile(
+    r"""(?<=://)(?:
+        [^/@\s:\[]*:(?!\d{1,5}/)(?:[^\s?]*@|[^\s@]*@)  # a password may hold "/", "@" or "?"; after a port comes a path
+        |[^/?\#\s]+@  # a user or a token alone
+    )""",
+    re.VERBOSE,
+)
+ASKED = re.compile(r"(?<=[?&;])([\w.-]*(?:passw|pwd|token|secret)[\w.-]*=)[^&;#\s]+", re.IGNORECASE)
+
+
+def without_password(text: str) -> str:
+    """A text without the users and passwords that addresses in it may carry.
 
     >>> without_password("postgresql://me:secret@host/runs")
     'postgresql://host/runs'
+    >>> without_password("postgresql://host/runs?user=me&password=secret")
+    'postgresql://host/runs?user=me&password='
     """
-    return re.sub(r"(?<=://)[^/@\s]+@", "", argument)
+    return ASKED.sub(r"\1", SIGNED_IN.sub("", text))
 
 
 def _user() -> str:

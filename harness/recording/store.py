@@ -15,6 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from harness.recording.grids import without_password
 from harness.recording.projection import Content, Point
 
 BATCH = 1000
@@ -104,7 +105,7 @@ def scheme_of(uri: str) -> str:
     if "://" not in uri or scheme not in SCHEMES:
         allowed = ", ".join(f"{known}://…" for known in SCHEMES)
         raise TrackingError(
-            f"--tracking: found {uri!r}, allowed: {allowed}; file stores are not supported by MLflow any more"
+            f"--tracking: found {without_password(uri)!r}, allowed: {allowed}; file stores are not supported by MLflow any more"
         )
     return scheme
 
@@ -334,4 +335,4 @@ def _answers() -> Iterator[None]:
 
 
 def _line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:500] or type(error).__name__
+    return without_password(str(error).strip().split("\n")[0])[:500] or type(error).__name__

@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from harness.recording.grids import without_password
 from harness.resources import Resources, Seat, thread_variables
 from harness.running.units import UnitTrial
 
@@ -24,10 +25,10 @@ SECRETS = re.compile(
     r"TOKEN(?!IZ)|SECRET|PASSW|PASSPHRASE|CREDENTIAL|(API|ACCESS|PRIVATE)KEY|CONNECTION_?STRING"
     r"|(^SSH|_)PASS(_|$)|_(PWD|PAT)(_|$)|(^|_)(KEY|JWT|DSN|SAS)(_|$)|_AUTH(_CONFIG)?$"
 )
-"""Variables with such names, in capitals, do not reach an author's code. `PWD` and `PATH` are none."""
+"""Variables with such names, in capitals, do not reach an author's code. `PWD` and `PATH` are none.
 
-SIGNED_IN = re.compile(r"://[^/@\s]*:[^/@\s]+@")
-"""Nor do those whose value holds an address with a password, such as that of a database or a proxy."""
+Nor do those whose value holds an address with a password, such as that of a database or a proxy.
+"""
 
 
 class WarmDied(RuntimeError):
@@ -36,7 +37,9 @@ class WarmDied(RuntimeError):
 
 def child_environment(resources: Resources) -> dict[str, str]:
     """The environment of trials: threads set for every library, no GPU unless asked for, no secrets."""
-    secret = {name for name, value in os.environ.items() if SECRETS.search(name.upper()) or SIGNED_IN.search(value)}
+    secret = {
+        name for name, value in os.environ.items() if SECRETS.search(name.upper()) or without_password(value) != value
+    }
     kept = {name: value for name, value in os.environ.items() if name not in secret}
     kept |= thread_variables(resources.threads)
     if resources.gpus:

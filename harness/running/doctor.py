@@ -14,6 +14,7 @@ from typing import Any, Literal
 from packaging.requirements import Requirement
 
 from harness.recording.environment import PACKAGES, version
+from harness.recording.grids import without_password
 from harness.recording.records import RecordsError
 from harness.recording.results import Results
 from harness.registry import Registry, RegistryError, Shadowed
@@ -133,7 +134,7 @@ def _tracking(results: Results, tracking: str | None) -> Finding:
     except TrackingError as error:
         schemes = ", ".join(SCHEMES)
         return Finding("tracking", "wrong", str(error), f"check the address ({schemes}) and that the server runs")
-    return Finding("tracking", "ok", f"{tracking} answers")
+    return Finding("tracking", "ok", f"{without_password(tracking)} answers")
 
 
 def _token(address: str | None) -> Finding:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from harness.recording.attempts import Attempt, end_without_result
+from harness.recording.grids import without_password
 from harness.recording.records import Locked, RecordsError, Result, Status, TrialRecords, finite, write_atomically
 from harness.recording.results import Results
 
@@ -347,6 +348,26 @@ def test_a_damaged_commit_is_not_gone_on_from_and_nothing_is_lost_by_the_try(res
             pass
     trial = TrialRecords(results, "abc")
     assert trial.result() == result() and trial.attempts() == [1]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("--tracking=postgresql://me:hid/den@db:5432/runs", "--tracking=postgresql://db:5432/runs"),
+        ("postgresql://me:hid@den@db/runs", "postgresql://db/runs"),
+        ("postgresql://me:hid?den@db/runs?user=a@b", "postgresql://db/runs?user=a@b"),
+        ("postgresql://me:1234@db/runs", "postgresql://db/runs"),
+        ("https://hidden@mlflow", "https://mlflow"),
+        ("mysql://db/runs?user=me&password=hid&ssl=1", "mysql://db/runs?user=me&password=&ssl=1"),
+        ("https://mlflow/?access_token=hid", "https://mlflow/?access_token="),
+        ("https://mlflow:5000/me:you@x", "https://mlflow:5000/me:you@x"),
+        ("http://[::1]:5000", "http://[::1]:5000"),
+        ("sqlite:////runs/a@b.db", "sqlite:////runs/a@b.db"),
+        ("token=plain", "token=plain"),
+    ],
+)
+def test_addresses_are_shown_without_what_is_secret(text: str, shown: str) -> None:
+    assert without_password(text) == shown
 
 
 def test_object_stores_are_refused() -> None:

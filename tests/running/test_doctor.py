@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from support import harness, plugin
 
+from harness.recording import store
 from harness.recording.results import Results
 from harness.running import doctor, nodes
 from harness.running.scheduling import Infrastructure
@@ -46,6 +47,14 @@ def test_a_version_out_of_range_is_wrong(monkeypatch: pytest.MonkeyPatch) -> Non
     (finding,) = doctor._versions()
     assert finding.state == "wrong"
     assert "torch 1.0, allowed: " in finding.detail
+
+
+def test_an_address_of_mlflow_is_shown_without_its_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "reachable", lambda uri: None)
+    finding = doctor._tracking(Results(tmp_path), "postgresql://me:hidden@db/runs")
+    assert (finding.state, finding.detail) == ("ok", "postgresql://db/runs answers")
+    with pytest.raises(store.TrackingError, match="found 'nowhere://db/runs', allowed: "):
+        store.scheme_of("nowhere://me:hidden@db/runs")
 
 
 def test_a_plugin_that_does_not_load_is_a_warning(tmp_path: Path) -> None:
