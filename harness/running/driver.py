@@ -23,6 +23,7 @@ from harness.recording.environment import environment
 from harness.recording.grids import open_submission
 from harness.recording.records import Locked, RecordsError, Result, Status
 from harness.recording.results import Results
+from harness.recording.writer import patience
 from harness.running.metrics import Metrics
 from harness.running.progress import Progress, cells
 from harness.running.scheduling import (
@@ -39,6 +40,9 @@ from harness.running.scheduling import (
 from harness.running.units import Unit, UnitTrial, packed, stack
 from harness.screening import NEIGHBOURS, Screening
 from harness.seconds import amount
+
+MARGIN = 120.0
+"""Seconds beyond its patience that the writer to MLflow has to end: one request may still be waiting for its answer."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +193,11 @@ class Run:
         finally:
             assert writer.stdin is not None
             writer.stdin.close()
-            writer.wait()
+            try:
+                writer.wait(patience(self.options.tracking) + MARGIN)
+            except subprocess.TimeoutExpired:
+                writer.kill()  # on SIGTERM it would make the pass that it hangs in
+                self.console.print(f"MLflow: the writer hangs and was ended. Next: harness sync {self.plan.name}")
 
 
 def unit_of(

@@ -38,6 +38,9 @@ JOB_SETTINGS = SETTINGS | {
 PATIENCE = 60.0
 """Seconds that an answer of the head may take, and that a head which no longer answers is asked again."""
 
+QUIET = 60.0
+"""Seconds that a job may print nothing before one asks whether it still runs: a connection may be dead without a word."""
+
 READY = 180.0
 """Seconds that a head which has just started is given to take jobs."""
 
@@ -255,12 +258,19 @@ def follow(client: Any, id: str, write: Callable[[str], None]) -> int:
     """
     from aiohttp import ClientError
 
-    seen, silent = 0, time.monotonic()
+    seen, silent, over = 0, time.monotonic(), False
 
-    async def tail() -> None:
+    async def tail() -> bool:
+        """Shows what is new; whether that is all there is."""
         nonlocal seen, silent
-        at = 0
-        async for text in client.tail_job_logs(id):  # always from the beginning
+        at, texts = 0, client.tail_job_logs(id)  # always from the beginning
+        while True:
+            try:
+                text = await asyncio.wait_for(anext(texts), QUIET)
+            except StopAsyncIteration:
+                return True
+            except TimeoutError:
+                return False
             silent = time.monotonic()
             if at + len(text) > seen:
                 write(text[max(0, seen - at) :])
@@ -269,7 +279,7 @@ def follow(client: Any, id: str, write: Callable[[str], None]) -> int:
 
     while True:
         try:
-            asyncio.run(tail())
+            whole = asyncio.run(tail())
             info = client.get_job_info(id)
             silent = time.monotonic()
         except (RuntimeError, OSError, ClientError) as error:  # requests raises kinds of OSError
@@ -277,8 +287,9 @@ def follow(client: Any, id: str, write: Callable[[str], None]) -> int:
                 raise Infrastructure(f"the head no longer answers ({error}); what was committed is kept") from error
             time.sleep(2.0)
             continue
-        if info.status.value in TERMINAL:
+        if info.status.value in TERMINAL and (whole or over):
             return exit_status(info)
+        over = info.status.value in TERMINAL  # then what it printed last is still to be shown
         time.sleep(0.5)
 
 

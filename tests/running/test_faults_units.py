@@ -1,6 +1,10 @@
 """What the loop of Tuners does with what it hears, without Ray: faults that would take minutes to bring about."""
 
+import io
 import math
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -108,6 +112,27 @@ def test_a_trial_that_is_busy_does_not_end_the_grid(tmp_path: Path, monkeypatch:
         run._take(Outcome(lost=[driver.unit_of(trial, {}, []) for trial in (busy, free)]), listener)  # type: ignore[arg-type]
         assert other.trial.result() is None
     assert told == [(busy.hash, "locked"), (free.hash, "lost")]
+
+
+def test_a_writer_that_hangs_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow lacks what it had not written: the grid's end says so, and the grid is done all the same."""
+    hung: list[subprocess.Popen[bytes]] = []
+    start = subprocess.Popen
+
+    def hang(command: list[str], stdin: int) -> subprocess.Popen[bytes]:
+        hung.append(start([sys.executable, "-c", "import time; time.sleep(600)"], stdin=stdin))
+        return hung[0]
+
+    monkeypatch.setattr(subprocess, "Popen", hang)
+    monkeypatch.setattr(driver, "patience", lambda tracking: 0.1)
+    monkeypatch.setattr(driver, "MARGIN", 0.1)
+    plan: Any = SimpleNamespace(name="shared")
+    run = driver.Run(plan, Results(tmp_path), driver.Options(), Console(file=io.StringIO(), width=200), time.time())
+    with run._writer():
+        pass
+    assert hung[0].wait(10) == -signal.SIGKILL
+    assert isinstance(run.console.file, io.StringIO)
+    assert run.console.file.getvalue() == "MLflow: the writer hangs and was ended. Next: harness sync shared\n"
 
 
 def test_three_ends_and_one_alone_are_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:

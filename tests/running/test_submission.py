@@ -1,5 +1,6 @@
 """`harness submit` and `harness stop`: what is sent, what is refused, and a real job on a cluster of three nodes."""
 
+import asyncio
 import dataclasses
 import json
 import os
@@ -357,6 +358,32 @@ def test_a_head_that_restarts_is_asked_again_and_not_for_ever(answer: bytes, mon
         monkeypatch.setattr(submission, "PATIENCE", -1.0)
         with pytest.raises(Infrastructure, match="the head no longer answers"):
             submission.follow(Head(address, 2), "sent-1", written.append)
+
+
+class Dead:
+    """A client of a head whose connection dies without a word after the first line, and is well the next time."""
+
+    def __init__(self) -> None:
+        self.tails = 0
+
+    async def tail_job_logs(self, id: str) -> AsyncIterator[str]:
+        self.tails += 1
+        yield "first\n"
+        if self.tails == 1:
+            await asyncio.sleep(3600)
+        yield "last\n"
+
+    def get_job_info(self, id: str) -> Any:
+        return job("SUCCEEDED", 1, order(), code=0)
+
+
+def test_a_connection_that_dies_without_a_word_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no line is shown twice."""
+    monkeypatch.setattr(submission, "QUIET", 0.2)
+    head, written = Dead(), list[str]()
+    assert submission.follow(head, "sent-1", written.append) == 0
+    assert written == ["first\n", "last\n"]
+    assert head.tails == 2
 
 
 @contextmanager
