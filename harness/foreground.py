@@ -140,12 +140,19 @@ def _run(planned: PlannedTrial, registry: Registry, memory: Results) -> Result:
 
 @contextmanager
 def _progress(length: int) -> Iterator[Callable[[int], bool]]:
-    """A line on a terminal with the step and the time left; Ctrl-C asks for a stop at the next step."""
+    """A line on a terminal with the step and the time left; Ctrl-C asks for a stop at the next step, and twice stops at once."""
     asked = False
 
     def stop(number: int, frame: object) -> None:
         nonlocal asked
+        if asked:  # a step that never ends
+            give_back()
+            raise KeyboardInterrupt
         asked = True
+
+    def give_back() -> None:
+        for number, handler in outer.items():
+            signal.signal(number, handler)
 
     started, first, shown = time.monotonic(), -1, 0.0
     outer = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -164,5 +171,4 @@ def _progress(length: int) -> Iterator[Callable[[int], bool]]:
         try:
             yield halt
         finally:
-            for number, handler in outer.items():
-                signal.signal(number, handler)
+            give_back()

@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import unicodedata
@@ -15,7 +16,7 @@ from support import command, harness, plugin, write_grid
 
 from harness.cli import main
 from harness.commands.shared import RESULTS, browse, console
-from harness.foreground import plan_trial
+from harness.foreground import _progress, plan_trial
 from harness.planning.errors import GridError
 from harness.planning.grid import load_grid
 from harness.planning.plan import build_plan
@@ -264,6 +265,17 @@ def test_a_grid_that_is_stopped_has_a_name(tmp_path: Path) -> None:
         read_name(tmp_path / "grid.yaml")
     assert not stop_local(Results(tmp_path), "a" * 300)
     assert not submissions(Results(tmp_path), "a" * 300)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_stops_a_step_that_never_ends(number: signal.Signals) -> None:
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(KeyboardInterrupt), _progress(10) as halt:
+        assert not halt(1)
+        signal.raise_signal(number)
+        assert halt(2), "the first one waits for the end of the step"
+        signal.raise_signal(number)
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_an_option_beside_the_value_of_its_method(registry: Registry) -> None:
