@@ -147,15 +147,16 @@ class Warm:
     def watch(self, pid: int, order: UnitTrial, limits: Limits) -> str | None:
         """Waits for the child; returns why it was ended, if it was."""
         process = psutil.Process(pid)
-        pidfd = os.pidfd_open(pid)
+        pidfds = [os.pidfd_open(pid)] if hasattr(os, "pidfd_open") else []  # Linux alone has them
         deadline = time.monotonic() + (limits.time or math.inf)
         told, descendants = time.monotonic(), 0
         cause: str | None = None
         while True:
             heard = [] if self.stopping is not None else [self.channel.fileno()]
-            readable, _, _ = select.select([pidfd, *heard], [], [], 0.05)
-            if pidfd in readable:
-                os.close(pidfd)
+            readable, _, _ = select.select([*pidfds, *heard], [], [], 0.05)
+            if any(fd in readable for fd in pidfds) or (not pidfds and process.status() == psutil.STATUS_ZOMBIE):
+                for fd in pidfds:
+                    os.close(fd)
                 return cause
             now = time.monotonic()
             if heard and heard[0] in readable and ((message := self.hear()) is None or message["op"] == "stop"):
@@ -213,11 +214,11 @@ def _ending(waited: int, cause: str | None, ending: str) -> tuple[Status | None,
 
 def _kill(pid: int, number: signal.Signals) -> None:
     """Signals the child, and with SIGKILL whatever it started."""
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS answers EPERM where only zombies are left
         if number == signal.SIGKILL:
-            os.killpg(pid, number)
-        else:
-            os.kill(pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it may not lead its group yet
+                os.killpg(pid, number)
+        os.kill(pid, number)
 
 
 def _end_group(leader: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import resource
+import sys
 import time
 from typing import Literal
 
@@ -104,6 +105,11 @@ def named(progress: dict[str, float]) -> dict[str, float]:
     return {name if "/" in name else f"train/{name}": value for name, value in progress.items()}
 
 
+def peak_memory() -> int:
+    """Resident bytes of this process at their most. macOS tells them in bytes, Linux in KiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * {"darwin": 1}.get(sys.platform, 1024)
+
+
 def times(training: Training) -> dict[str, float]:
     """Seconds, speeds and memory up to now: all that may differ between two runs of one trial."""
     seconds = training.clock.seconds
@@ -113,7 +119,7 @@ def times(training: Training) -> dict[str, float]:
         "time/samples_per_second": training.samples / seconds,
         # Of this attempt, with setting up, evaluations and probes; every rank taken to be as busy as this one.
         "time/cpu_seconds": (time.process_time() - training.cpu_since) * training.state.ranks.world / training.width,
-        "system/peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "system/peak_memory_mb": peak_memory() / 2**20,
     }
     env_steps = training.workload.progress().get("env_steps")
     if env_steps:

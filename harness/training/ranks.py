@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -24,6 +25,11 @@ class PeerLost(RuntimeError):
     """Another rank is gone or does not answer. The trial goes on from its last commit another time."""
 
 
+def loopback() -> str:
+    """The interface of a machine that leads to itself."""
+    return {"darwin": "lo0"}.get(sys.platform, "lo")
+
+
 def join(seat: Seat) -> DistributedRanks:
     """Takes a seat, once all the others are taken.
 
@@ -33,7 +39,7 @@ def join(seat: Seat) -> DistributedRanks:
     backend = "nccl" if seat.device == "cuda" else "gloo"
     os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"  # else a lost rank aborts this process, as an error of its own would
     if seat.address.startswith("127."):  # all on this machine: gloo would listen where its host name points
-        os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = "lo"
+        os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = loopback()
     try:
         distributed.init_process_group(
             backend, f"tcp://{seat.address}", PATIENCE, world_size=seat.world, rank=seat.index

@@ -4,6 +4,8 @@ import json
 import mmap
 import os
 import signal
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -38,6 +40,7 @@ from harness.running.children import (
     usable,
 )
 from harness.running.units import Unit, UnitTrial
+from harness.running.warm import Limits, Warm, _kill
 
 pytestmark = pytest.mark.chaos
 
@@ -469,6 +472,27 @@ def test_a_dead_warm_process_is_noticed(plugins: Registry, tmp_path: Path) -> No
     with pytest.raises(WarmDied):
         wait_for(warm, "ready")
     warm.stop()
+
+
+def test_what_is_killed_before_it_leads_a_group_ends(tmp_path: Path) -> None:
+    """As a child just after the fork."""
+    process = subprocess.Popen(["sleep", "600"])
+    _kill(process.pid, signal.SIGKILL)
+    assert process.wait(10) == -signal.SIGKILL
+
+
+def test_the_end_of_a_child_is_noticed_where_there_are_no_pidfds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "pidfd_open", raising=False)
+    ours, theirs = socket.socketpair()
+    settings = {"results": str(tmp_path), "plugins": [], "commit_every": 1.0}
+    process = subprocess.Popen(["sleep", "0.3"])
+    began = time.monotonic()
+    with ours, theirs:
+        assert Warm(theirs, settings).watch(process.pid, UnitTrial("a", "{}", "code"), Limits(None, None, 0.0)) is None
+    assert time.monotonic() - began > 0.2
+    assert process.wait(0) == 0, "it is left to be waited for"
 
 
 LEAVES = """

@@ -1,7 +1,10 @@
 """The one training loop: its steps, hooks, records and ends."""
 
 import math
+import resource
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from harness.recipe import Recipe
 from harness.recording.attempts import Attempt
 from harness.recording.records import RecordsError, Status, TrialRecords
 from harness.registry import Registry
+from harness.training.evaluation import peak_memory
 from harness.training.loop import Interrupted
 
 
@@ -190,6 +194,13 @@ def test_gradients_are_clipped(tmp_path: Path) -> None:
     run_short(registry, short_spec(registry, "digits/mlp", [Part("measures_norm")], clip=0.01))
     norms = registry.load("method", "measures_norm").norms  # type: ignore[attr-defined]
     assert max(norms) == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize(("system", "unit"), [("linux", 1024), ("darwin", 1)])
+def test_the_memory_of_a_process_is_told_in_bytes(system: str, unit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=3 << 20))
+    assert peak_memory() == (3 << 20) * unit
 
 
 @pytest.mark.parametrize("step", [0, 3, 10, 55, 99])

@@ -1,6 +1,7 @@
 """Two gloo ranks run digits/mlp through the contract and stay together."""
 
 import json
+import sys
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -24,9 +25,15 @@ from harness.registry import Registry
 from harness.training import loop
 from harness.training.forked import on_ranks
 from harness.training.loop import Interrupted
-from harness.training.ranks import DistributedRanks
+from harness.training.ranks import DistributedRanks, loopback
 from harness.training.state import weights_digest
 from harness.training.trial import run_trial, set_up, settings
+
+
+@pytest.mark.parametrize(("system", "name"), [("linux", "lo"), ("darwin", "lo0")])
+def test_ranks_on_one_machine_meet_on_its_loopback(system: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", system)
+    assert loopback() == name
 
 
 class Counting(Ranks):
