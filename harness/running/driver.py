@@ -197,6 +197,7 @@ class Run:
                 writer.wait(patience(self.options.tracking) + MARGIN)
             except subprocess.TimeoutExpired:
                 writer.kill()  # on SIGTERM it would make the pass that it hangs in
+                writer.wait()
                 self.console.print(f"MLflow: the writer hangs and was ended. Next: harness sync {self.plan.name}")
 
 
