@@ -27,7 +27,7 @@ class LayerGradients(Probe):
     smallest that is not zero, 1 where all layers are alike. The picture `layer_gradients.svg` shows all measurements of the
     trial, one line for each layer, the first layer dark.
 
-    Not in a federated task, whose server has no gradients.
+    In a federated task, whose server has no gradients, it is that of the last step of the round's last client.
     """
 
     def __post_init__(self) -> None:
@@ -38,8 +38,6 @@ class LayerGradients(Probe):
         self._layers = {name: layer for name, layer in state.model.named_modules() if isinstance(layer, LAYERS)}
 
     def after_step(self, state: State) -> dict[str, float]:
-        if state.optimizer is None:  # a federated round: what lies there is the last client's
-            return {}
         gradients = {name: parameter.grad for name, parameter in self._weights() if parameter.grad is not None}
         stds = [gradient.double().std(correction=0) for gradient in gradients.values()]
         if not stds:

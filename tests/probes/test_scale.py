@@ -258,11 +258,6 @@ def test_the_scale_of_each_layer_and_its_picture(tmp_path: Path, registry: Regis
     assert picture.startswith("<?xml") and all(f"{name}</text>" in picture for name in linear)
 
 
-def test_a_server_has_no_gradients_of_layers(tmp_path: Path, registry: Registry) -> None:
-    spec = short_spec(registry, "digits/federated", [Part("fed_avg")], [Part("layer_gradients", {"every": 1})])
-    assert not [name for name in run(registry, spec, tmp_path).metrics if "layer_gradients" in name]
-
-
 def test_stable_grad_makes_layers_alike_and_resuming_keeps_the_history(tmp_path: Path, registry: Registry) -> None:
     probe = Part("layer_gradients", {"every": 1})
     spec = short_spec(registry, "poisson/pinn", [Part("stable_grad"), Part("adam")], [probe], clip=None)

@@ -252,6 +252,7 @@ def test_what_cannot_be_written_says_so(tmp_path: Path) -> None:
         write_atomically(tmp_path / "file" / "below", "x")
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("call", ["mkdir", "iterdir", "unlink", "read_bytes"])
 def test_trouble_of_the_storage_is_told_as_such(results: Path, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Never as an error of the trial's own code."""
