@@ -5,6 +5,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from filelock import FileLock
 
 from harness.running.scheduling import own_token
 
@@ -96,6 +98,17 @@ class Machines:
         if self._cluster is not None:
             self._cluster.shutdown()
         self.nodes.clear()
+
+
+@contextmanager
+def mounts_alone() -> Iterator[None]:
+    """No other test that asks for this runs meanwhile, in any worker of pytest.
+
+    What enters a network namespace gets a copy of all mounts with it. A disk that is unmounted here lives on in that copy, and
+    mounting it again gives the same disk in the same state.
+    """
+    with FileLock(Path(tempfile.gettempdir()) / "harness-tests-mounts.lock"):
+        yield
 
 
 def free_port() -> int:

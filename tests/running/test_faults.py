@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from machines import PATIENCE, descended, free_port, processes, until
+from machines import PATIENCE, descended, free_port, mounts_alone, processes, until
 from recording.test_tracking import server
 from support import command, harness, plugin, timeless, write_grid
 
@@ -330,7 +330,7 @@ def test_a_results_folder_that_becomes_read_only_in_mid_run(tmp_path: Path, undi
         for line in commands:
             subprocess.run(line.format(folder=place.results, image=image).split(), check=True)
 
-    with mounted(place.results, *what.format(folder=place.results, image=image).split()):
+    with mounts_alone(), mounted(place.results, *what.format(folder=place.results, image=image).split()):
         place.pace(0.5)  # none ends by itself before
         driver = place.start("--cpus", 1)
         until(place.committed, PATIENCE, "a commit")

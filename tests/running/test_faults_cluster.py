@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
-from machines import PATIENCE, Machines, machines, processes, token, until
+from machines import PATIENCE, Machines, machines, mounts_alone, processes, token, until
 from running.test_faults import GRID, Place, undisturbed  # noqa: F401  # a fixture
 
 from harness.recording.results import Results
@@ -197,7 +197,7 @@ def test_the_network_of_a_node_is_cut(
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stdout + done.stderr
 
-    with namespace(name, link):
+    with mounts_alone(), namespace(name, link):
         try:
             head = [ray, "start", "--head", "--node-ip-address=10.77.61.1", "--port=26379", "--num-cpus=1"]
             start(*head, f"--temp-dir={folder}/h", "--include-dashboard=false", *shared)
