@@ -210,9 +210,8 @@ class LambdaGELU(Method):
         return [*rest, *gates]
 
     def before_step(self, state: State) -> None:
-        searched = isinstance(
-            state.optimizer, torch.optim.LBFGS
-        )  # its step was chosen by the loss: another would undo it
+        # L-BFGS chose its step by the loss: another one would undo that.
+        searched = isinstance(state.optimizer, torch.optim.LBFGS)
         if self.learn == "aware" and not self._start and self._gates and not searched:
             self._before = self._stacked()
 
@@ -268,9 +267,6 @@ class LambdaGELU(Method):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._start = state["start"]
-        if self._start:
-            for gate in self._gates.values():
-                gate.s.requires_grad_(False)
 
 
 @register_method("gelu")

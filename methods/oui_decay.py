@@ -113,9 +113,8 @@ class OUIDecay(Method):
         if not self._rates and self._layers:
             self._rates = state.act("decay", dict.fromkeys(self._layers, state.recipe.weight_decay))
         assert state.optimizer is not None
-        for (
-            group
-        ) in state.optimizer.param_groups:  # in each step, as a phase of the recipe begins with groups of its own
+        # In each step, as a phase of the recipe begins with groups of its own.
+        for group in state.optimizer.param_groups:
             if group.get("layer") in self._rates:
                 group["weight_decay"] = self._rates[group["layer"]]
 

@@ -67,12 +67,10 @@ class PhysicsInformed(Workload):
         self._predict: Callable[[nn.Module, Batch], dict[str, Tensor]] = self._predictions
         if compiled:  # not the objective with them: it would not depend on its predictions, which StableGrad asks it
             self._predict = torch.compile(self._predictions, dynamic=False, options=FUSED)
-        weights = {
-            "residual": recipe.residual_weight,
-            "boundary": recipe.boundary_weight,
-            "initial": recipe.initial_weight,
-        }
-        self._weights = {name: torch.tensor(weight, device=device) for name, weight in weights.items()}
+        weights = [recipe.residual_weight]
+        weights += [recipe.boundary_weight] if equation.faces or equation.periodic is not None else []
+        weights += [recipe.initial_weight] if "t" in equation.coordinates else []
+        self._weights = torch.tensor(weights, device=device)
         self._names = tuple(dict.fromkeys((*equation.derivatives, *(equation.periodic or ()))))
         sobol = streams.seed("data/sobol") if recipe.sampling == "sobol" else None
         sizes = (recipe.batch, recipe.boundary, recipe.initial)
@@ -116,8 +114,7 @@ class PhysicsInformed(Workload):
         """The weighted sum of the mean squares of the residual and of the conditions' misfits; these are the predictions."""
         predictions = self._predict(model, batch)
         means = {name: each.square().mean() for name, each in predictions.items()}
-        weights = torch.stack([self._weights[name] for name in means])
-        value = torch.stack(list(means.values())).dot(weights)
+        value = torch.stack(list(means.values())).dot(self._weights)
         count = sum(len(points) for points in batch.values())
         return Objective(value, predictions, count, {name: mean.detach() for name, mean in means.items()})
 
