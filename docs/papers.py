@@ -58,6 +58,7 @@ PAPERS = {
     "oui_decay": ("OUIDecay", "2605.10161"),
     "refresh": ("The refresh rule", "2605.10119"),
     "fed_sq": ("FedSQ", "2604.02990"),
+    "fed_sq_resnet": ("FedSQ, a residual network", "2604.02990"),
 }
 """Title and arXiv id by name of the proxy grid, in the order of the papers."""
 
