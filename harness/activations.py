@@ -61,6 +61,22 @@ def replace_gates(model: nn.Module, build: Callable[[str, nn.Module], nn.Module]
     return model
 
 
+def feeding(model: nn.Module) -> dict[str, nn.Module | None]:
+    """By gate, the module with parameters that is defined last before it: the one that makes what goes into it.
+
+    >>> feeding(nn.Sequential(nn.Linear(2, 3), nn.Dropout(), nn.ReLU()))
+    {'2': Linear(in_features=2, out_features=3, bias=True)}
+    """
+    last: nn.Module | None = None
+    found: dict[str, nn.Module | None] = {}
+    for name, module in model.named_modules():
+        if is_gate(module):
+            found[name] = last
+        elif next(module.parameters(recurse=False), None) is not None:
+            last = module
+    return found
+
+
 def on_forward(module: nn.Module, hook: Callable[[nn.Module, Tensor, Tensor], None]) -> None:
     """Calls `hook(module, input, output)` after each forward pass of training; muted while anything observes the model."""
 
@@ -169,6 +185,17 @@ def one_position(activations: Tensor, generator: torch.Generator) -> Tensor:
     places = activations.flatten(1, -2) if activations.ndim == 3 else activations.flatten(2).transpose(1, 2)
     chosen = torch.randint(places.shape[1], (len(places),), generator=generator).to(places.device)
     return places[torch.arange(len(places), device=places.device), chosen]
+
+
+def channels_apart(activations: Tensor, layer: nn.Module | None) -> Tensor:
+    """What a layer made, as `one_position` reads it: of a linear layer on a map, as in Swin, the channels lie last.
+
+    >>> channels_apart(torch.ones(2, 7, 7, 96), nn.Linear(3, 96)).shape
+    torch.Size([2, 49, 96])
+    >>> channels_apart(torch.ones(2, 96, 7, 7), nn.Conv2d(3, 96, 3)).shape
+    torch.Size([2, 96, 7, 7])
+    """
+    return activations.flatten(1, -2) if isinstance(layer, nn.Linear) and activations.ndim > 3 else activations
 
 
 def oui_pair(pre_activations: Tensor, pairs: Tensor) -> float:

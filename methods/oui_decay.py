@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from harness import Client, Method, Recipe, Server, State, Workload, register_method
-from harness.activations import on_forward, one_position, oui
+from harness.activations import channels_apart, on_forward, one_position, oui
 from methods.fixed_decay import Groups, decays, split
 
 WINDOW = 5
@@ -96,9 +96,7 @@ class OUIDecay(Method):
         def hook(module: nn.Module, inputs: Tensor, output: Tensor) -> None:
             # Only the last passes before an update count: the others cost nothing.
             if -(self._step + 1) % self.gap * self._passes < WINDOW:
-                units = output.detach()
-                if isinstance(module, nn.Linear) and units.ndim > 3:  # channels last, as in Swin
-                    units = units.flatten(1, -2)
+                units = channels_apart(output.detach(), module)
                 self._queues[name].append(oui(one_position(units, self._generator)))
 
         return hook

@@ -8,8 +8,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torchvision.models.swin_transformer import SwinTransformer
 
-from harness.activations import gates, observe, on_forward, oui, pre_activations, replace_gates
+from harness.activations import (
+    channels_apart,
+    feeding,
+    gates,
+    observe,
+    on_forward,
+    one_position,
+    oui,
+    pre_activations,
+    replace_gates,
+)
 
 
 def test_constant_patterns_have_none() -> None:
@@ -103,6 +114,19 @@ def test_observing_leaves_no_trace() -> None:
 def test_pre_activations_are_flat() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
     assert pre_activations(model, torch.zeros(4, 1, 5, 5))["1"].shape == (4, 18)
+
+
+def test_one_position_of_a_swin_transformer_has_its_channels() -> None:
+    """Its maps have their channels last; a unit of a gate is a channel there too."""
+    model = SwinTransformer([4, 4], 8, [1, 1], [2, 2], [4, 4], num_classes=3)
+    with observe(model) as seen:
+        model(torch.randn(5, 3, 16, 16))
+    makers, generator = feeding(model), torch.Generator().manual_seed(0)
+    for gate, z in seen.items():
+        width = makers[gate].out_features  # type: ignore[union-attr]
+        chosen = one_position(channels_apart(z, makers[gate]), generator)
+        assert chosen.shape == (5, width)
+        assert all((z[sample] == chosen[sample]).all(-1).any() for sample in range(5)), "the channels of a position"
 
 
 def test_replacing_gates() -> None:

@@ -267,6 +267,13 @@ def test_a_grid_that_is_stopped_has_a_name(tmp_path: Path) -> None:
     assert not submissions(Results(tmp_path), "a" * 300)
 
 
+@pytest.mark.parametrize("name", ["stop", "sync"])
+def test_a_grid_that_never_ran_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / "grids" / "digits").mkdir(parents=True)
+    shown = harness(name, "digit", "--results", tmp_path, status=2)
+    assert shown.strip() == "GRID: found 'digit', allowed: digits; did you mean 'digits'?"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_stops_a_step_that_never_ends(number: signal.Signals) -> None:
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]

@@ -18,6 +18,7 @@ from harness.commands.shared import (
     again,
     app,
     browse,
+    check_kept,
     check_tracking,
     console,
     fail,
@@ -224,7 +225,10 @@ def stop(
         if address is not None:
             stopped = stopping.stop_submitted(submission.connect(address), name)
         else:
-            stopped = [name] if stopping.stop_local(open_results(results), name) else []
+            memory = open_results(results)
+            if name == grid:
+                check_kept(memory, name)
+            stopped = [name] if stopping.stop_local(memory, name) else []
     except submission.BadSubmission as error:
         raise fail(str(error), 2) from error
     except Infrastructure as error:

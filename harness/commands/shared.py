@@ -135,6 +135,15 @@ def name_of(grid: str) -> str:
         raise fail(str(error), 2) from error
 
 
+def check_kept(memory: Results, name: str) -> None:
+    """Exit status 2 for the name of a grid that never ran into these results."""
+    from harness.options import nearest
+
+    known = memory.grids()
+    if name not in known:
+        raise fail(f"GRID: found {name!r}, allowed: {', '.join(known) or 'none yet'}{nearest(name, known)}", 2)
+
+
 def check_tracking(tracking: str | None) -> None:
     """Exit status 2 for an address that MLflow cannot take."""
     from harness.recording.store import TrackingError, scheme_of

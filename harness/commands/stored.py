@@ -15,6 +15,7 @@ from harness.commands.shared import (
     SetOption,
     TrackingOption,
     app,
+    check_kept,
     check_tracking,
     console,
     fail,
@@ -37,7 +38,6 @@ def sync(
     tracking: TrackingOption = None,
 ) -> None:
     """Brings MLflow up to date with the results folder. Without mlflow.db it is built anew."""
-    from harness.options import nearest
     from harness.recording.records import RecordsError
     from harness.recording.store import TrackingError
     from harness.recording.tracking import sync as project
@@ -46,9 +46,8 @@ def sync(
     memory = open_results(results)
     known = memory.grids()
     wanted = known if grid is None else [name_of(grid)]
-    if unknown := [name for name in wanted if name not in known]:
-        allowed = f"{', '.join(known) or 'none yet'}{nearest(unknown[0], known)}"
-        raise fail(f"GRID: found {unknown[0]!r}, allowed: {allowed}", 2)
+    for name in wanted:
+        check_kept(memory, name)
     if not known:
         raise fail(f"--results: {memory.folder} holds no grid; run one first: harness run GRID", 2)
     pending = 0

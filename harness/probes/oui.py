@@ -5,9 +5,17 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor
 
-from harness.activations import coin_flips, coin_flips_pair, observe, one_position, oui, oui_pair
+from harness.activations import (
+    channels_apart,
+    coin_flips,
+    coin_flips_pair,
+    feeding,
+    observe,
+    one_position,
+    oui,
+    oui_pair,
+)
 from harness.method import State
 from harness.probe import Probe
 from harness.registry import register_probe
@@ -54,7 +62,11 @@ class OUI(Probe):
                 batch = {name: tensor[:samples] for name, tensor in state.batches[-1].items()}
                 state.workload.objective(state.model, batch)
         places = state.streams.fresh(f"probe/oui/{state.step}")
-        layers = {gate: self._units(z, places) for gate, z in seen.items()}
+        if self.units == "all":
+            layers = {gate: z.reshape(len(z), -1) for gate, z in seen.items()}
+        else:
+            makers = feeding(state.model)
+            layers = {gate: one_position(channels_apart(z, makers[gate]), places) for gate, z in seen.items()}
         name = "oui" if self.form == "batch" else "oui_pair"
         values, nulls = {}, []
         for gate, z in layers.items():
@@ -68,6 +80,3 @@ class OUI(Probe):
             nulls.append(null)
         means = {"mean": sum(values.values()) / len(values), "null": sum(nulls) / len(nulls)}
         return {f"{name}/{key}": value for key, value in (values | means).items()}
-
-    def _units(self, z: Tensor, generator: torch.Generator) -> Tensor:
-        return z.reshape(len(z), -1) if self.units == "all" else one_position(z, generator)
