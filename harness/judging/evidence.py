@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.claim import ClaimError
-from harness.judging.scores import Contrast, Scores
+from harness.judging.scores import Contrast, Scores, mean_bounds
 from harness.judging.times import Point
+from harness.planning.axes import told
 from harness.planning.claims import better_when
 from harness.planning.plan import Plan, PlannedTrial
 from harness.recording.records import Result, Status
@@ -61,6 +62,7 @@ class Evidence:
         self.units = values[:seeds]
         self._read: dict[tuple[str, ...], Any] = {}
         self._names = {trial.task_label: trial.spec.task for trial in plan.reported}
+        self._labels = {trial.method_label for trial in plan.reported}
         self._trials: dict[str, dict[str, dict[int, list[PlannedTrial]]]] = {}
         for trial in plan.reported:
             if trial.spec.seed[self.stream] not in self.units:
@@ -74,26 +76,42 @@ class Evidence:
         return next(iter(self._trials[task][cell].values()))[0]
 
     def by_unit(self, task: str, cell: str) -> list[PlannedTrial]:
-        """One trial of a cell for each seed: the first, where several streams vary."""
-        return [trials[0] for trials in self._trials[task][cell].values()]
+        """The trial of a cell for each seed.
+
+        Raises:
+            ClaimError: where several streams vary, and a seed has several trials.
+        """
+        found = self.units_of(task, cell)
+        if any(len(trials) > 1 for trials in found):
+            raise ClaimError(
+                f"seeds: found several trials with one {self.stream}, allowed for this kind: streams that vary together"
+            )
+        return [trial for (trial,) in found]
 
     def units_of(self, task: str, cell: str) -> list[list[PlannedTrial]]:
         """All trials of a cell: a list for each seed, longer than one where several streams vary."""
         return list(self._trials[task][cell].values())
 
     def tasks(self, glob: str) -> list[str]:
-        """The labels of the tasks that a glob matches, by label or name, in the order of the grid."""
+        """The labels of the tasks that a glob matches, by label or name, in the order of the grid; a label means itself alone."""
         names = self._names
+        if glob in names:
+            return [glob]
         return [t for t in self.plan.tasks if t in names and (fnmatchcase(t, glob) or fnmatchcase(names[t], glob))]
 
     def cells(self, task: str, method: str, where: str = "*") -> list[str]:
-        """The cells of a task whose method a glob matches, by label or name, and whose axes another."""
+        """The cells of a task whose method a glob matches, by label or name, and whose axes another.
+
+        What is a label in this grid means that label alone, also where it is the name of other entries' method.
+        """
         found = []
         for cell in self._trials.get(task, {}):
             trial = self.trial(task, cell)
-            named = method in (trial.method_label, trial.spec.method) or fnmatchcase(trial.method_label, method)
-            axes = ", ".join(f"{name.partition('.')[2]}={value}" for name, value in trial.axes.items())
-            if named and (fnmatchcase(axes, where) or any(fnmatchcase(part, where) for part in axes.split(", "))):
+            named = trial.method_label == method
+            if method not in self._labels:
+                named = trial.spec.method == method or fnmatchcase(trial.method_label, method)
+            axes = axes_told(trial.axes)
+            if named and any(fnmatchcase(part, where) for part in [", ".join(axes), *axes]):
                 found.append(cell)
         return found
 
@@ -148,7 +166,7 @@ class Evidence:
             bounds = [self._bounds(trial, read, name, held) for trial in by_unit.get(unit, [])]
             known = [bound for bound in bounds if bound is not None]
             if known and len(known) == len(bounds):
-                low[index], high[index] = known[0] if len(known) == 1 else np.mean(known, axis=0)
+                low[index], high[index] = known[0] if len(known) == 1 else mean_bounds(known)
                 present[index] = True
         hashes = frozenset(trial.hash for trials in by_unit.values() for trial in trials)
         return Scores(low, high, frozenset(held), present, np.ones(n, dtype=bool), hashes)
@@ -173,7 +191,7 @@ class Evidence:
         if status is Status.SCREENED:
             return -math.inf, math.inf
         value = read(trial) if status is Status.FINISHED else None
-        if value is None:
+        if value is None or math.isnan(value):
             ended = "not run yet" if status is None else f"without {name}" if status is Status.FINISHED else status
             held.add(f"{trial.cell}, seed {trial.spec.seed_label} ({trial.hash}): {ended}")
             return None
@@ -219,16 +237,14 @@ class Evidence:
         return Chosen(chosen, tuple(cells), cells[best], first)
 
     def shared_points(self, task: str, ours: Sequence[str], theirs: Sequence[str]) -> dict[str, tuple[str, str]]:
-        """Pairs of cells that agree on every axis of the recipe that both have, by what they agree on."""
+        """Pairs of cells that agree on every axis that both have, by what they agree on."""
         pairs: dict[str, tuple[str, str]] = {}
         for one in ours:
             for other in theirs:
                 axes, others = self.trial(task, one).axes, self.trial(task, other).axes
-                common = [name for name in axes if name in others and name.startswith("recipe.")]
-                if all(axes[name] == others[name] for name in common):
-                    own = [f"{n.partition('.')[2]}={v}" for n, v in axes.items() if n not in others or n in common]
-                    own += [f"than {n.partition('.')[2]}={v}" for n, v in others.items() if n not in axes]
-                    pairs[", ".join(own)] = one, other
+                if all(axes[name] == others[name] for name in axes if name in others):
+                    apart = axes_told({name: value for name, value in others.items() if name not in axes})
+                    pairs[", ".join([*axes_told(axes), *(f"than {part}" for part in apart)])] = one, other
         return pairs
 
     def records(self, trial: PlannedTrial) -> Iterable[Mapping[str, Any]]:
@@ -277,6 +293,15 @@ class Evidence:
                 key = task, self.trial(task, cell).spec.method
                 counts[key] = counts.get(key, 0) + 1
         return {m: max(c for (_, method), c in counts.items() if method == m) for m in {key[1] for key in counts}}
+
+
+def axes_told(axes: Mapping[str, Any]) -> list[str]:
+    """The values of axes as labels tell them, without the family that each is of.
+
+    >>> axes_told({"recipe.lr": 0.001, "task.hidden": [64, 64]})
+    ['lr=0.001', 'hidden=64x64']
+    """
+    return told({name.partition(".")[2]: value for name, value in axes.items()})
 
 
 def units(plan: Plan) -> tuple[str, list[int]]:

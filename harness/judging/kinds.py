@@ -26,10 +26,7 @@ class Better(Claim):
 
     def check(self) -> None:
         different("than", self.better, self.than)
-        if self.margin < 0:
-            raise ClaimError(
-                f"margin: found {self.margin:g}, allowed: at least 0; `not_worse` has a margin the other way"
-            )
+        not_negative(self.margin)
 
     def methods(self) -> dict[str, Sequence[str]]:
         return {"better": [self.better], "than": [self.than]}
@@ -148,6 +145,9 @@ class Interaction(Claim):
     def check(self) -> None:
         different("than", self.interaction, self.than)
         different("than_on", self.more_on, self.than_on)
+        not_negative(self.margin)
+        if self.at == "each":
+            raise ClaimError("at: found 'each', allowed: best")
 
     def methods(self) -> dict[str, Sequence[str]]:
         return {"interaction": [self.interaction], "than": [self.than]}
@@ -171,7 +171,8 @@ class Interaction(Claim):
 
     def sentence(self) -> str:
         gain = f"what {self.interaction} gains over {self.than} by {self.by or 'the test metric'}"
-        return f"{gain} is more on {self.more_on} than on {self.than_on}"
+        margin = f" by more than {self.margin:g}" if self.margin else ""
+        return f"{gain} is more on {self.more_on} than on {self.than_on}{margin}"
 
 
 @register_claim("contrast")
@@ -183,6 +184,9 @@ class FactorContrast(Claim):
     margin: float = 0.0
 
     needs = frozenset({"against"})
+
+    def check(self) -> None:
+        not_negative(self.margin)
 
     def methods(self) -> dict[str, Sequence[str]]:
         return {"contrast": self.contrast, "against": self.against}
@@ -209,13 +213,20 @@ class FactorContrast(Claim):
 
     def sentence(self) -> str:
         sides = [" and ".join(side) for side in (self.contrast, self.against)]
-        return f"{sides[0]} is better on average than the rest of {sides[1]} {self.measure()}"
+        margin = f" by more than {self.margin:g}" if self.margin else ""
+        return f"{sides[0]} is better on average than the rest of {sides[1]}{margin} {self.measure()}"
 
 
 def different(field: str, one: str, other: str) -> None:
     """Refuses a comparison of something with itself."""
     if one == other:
         raise ClaimError(f"{field}: found {other!r}, allowed: something else than {one!r}")
+
+
+def not_negative(margin: float) -> None:
+    """Refuses a margin that would let a statement hold where the opposite is true."""
+    if margin < 0:
+        raise ClaimError(f"margin: found {margin:g}, allowed: at least 0; `not_worse` has a margin the other way")
 
 
 def union(evidence: Evidence, task: str, globs: Sequence[str], where: str) -> list[str]:

@@ -227,7 +227,7 @@ def describe(differences: ArrayLike, level: float = 0.05) -> Paired:
     limit = float(np.abs(finite).max()) * (1 + 1e-9) if n else 0.0
     half = float(scipy.special.stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n) if deviation is not None else None
     size_of_effect = None
-    if mean is not None and deviation:
+    if mean is not None and deviation and deviation > 1e-12 * abs(mean):
         size_of_effect = mean / deviation * (math.exp(_log_bias(n - 1)))
     return Paired(
         n=size,

@@ -18,10 +18,31 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 
-def _minus(a: Array, b: Array, both_infinite: float) -> Array:
+ROUNDING = 1e-12
+"""What is smaller, as a share of the numbers that it was computed from, is none."""
+
+
+def _sum(a: Array, b: Array | float) -> Array:
+    """A sum, exactly zero where rounding alone says otherwise: .93 - .92 - .01 is no win."""
     with np.errstate(invalid="ignore"):
-        difference = a - b
+        total = a + b
+    nothing = np.isfinite(total) & (np.abs(total) <= ROUNDING * np.maximum(np.abs(a), np.abs(b)))
+    return np.where(nothing, 0.0, total)
+
+
+def _minus(a: Array, b: Array, both_infinite: float) -> Array:
+    difference = _sum(a, -b)
     return np.where(np.isnan(difference), both_infinite, difference)
+
+
+def mean_bounds(bounds: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The mean of several pairs of bounds; anything, where one failed and another may be anything.
+
+    >>> mean_bounds([(1.0, 2.0), (3.0, 4.0)]), mean_bounds([(-math.inf, -math.inf), (-math.inf, math.inf)])
+    ((2.0, 3.0), (-inf, inf))
+    """
+    lows, highs = zip(*bounds, strict=True)
+    return float(np.mean(lows)), math.inf if math.inf in highs else float(np.mean(highs))
 
 
 @dataclass(frozen=True)
@@ -58,7 +79,7 @@ class Scores:
 
     def plus(self, number: float) -> Scores:
         """All scores moved by a number."""
-        return replace(self, low=self.low + number, high=self.high + number)
+        return replace(self, low=_sum(self.low, number), high=_sum(self.high, number))
 
     def times(self, factor: float) -> Scores:
         """All scores multiplied by a positive factor."""
@@ -68,7 +89,8 @@ class Scores:
         """Differences with those that are not larger than a bound set to zero."""
         if not within:
             return self
-        low, high = (np.where(np.abs(bound) <= within, 0.0, bound) for bound in (self.low, self.high))
+        reach = within * (1 + 1e-9)  # .93 - .92 is .010000000000000009
+        low, high = (np.where(np.abs(bound) <= reach, 0.0, bound) for bound in (self.low, self.high))
         return replace(self, low=low, high=high)
 
     def over(self, other: Scores) -> Scores:

@@ -138,9 +138,10 @@ class _Reader:
         return self.where.at(name).check(value, schemas[name])
 
     def _match(self, glob: str, choices: Sequence[Choice], kind: str, where: Where) -> list[Choice]:
-        found = [c for c in choices if glob in (c.label, c.name) or fnmatchcase(c.label, glob)]
-        if kind == "task":
-            found += [c for c in choices if c not in found and fnmatchcase(c.name, glob)]
+        found = [c for c in choices if c.label == glob]
+        if not found:
+            names = fnmatchcase if kind == "task" else str.__eq__
+            found = [c for c in choices if names(c.name, glob) or fnmatchcase(c.label, glob)]
         if not found:
             raise where.unknown(glob, f"{kind} of this grid", [choice.label for choice in choices])
         return found

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from scipy import stats
 from support import plugin
 
 from harness.claim import ClaimError
+from harness.identity import Part
 from harness.judging.evidence import Evidence
 from harness.judging.lookahead import next_batch
-from harness.judging.paired import sign_flip_p
+from harness.judging.paired import describe, sign_flip_p
 from harness.judging.reading import looks, one_sided, undecidable
 from harness.judging.telling import rests
 from harness.judging.verdicts import Outcome, Verdict, _stands, judge
@@ -383,6 +385,113 @@ def test_at_each_compares_at_every_point_of_the_axes(registry: Registry) -> None
 
 
 # Sequential rules.
+
+
+def test_a_label_means_itself_also_where_it_is_the_name_of_other_entries(registry: Registry) -> None:
+    """`methods: [x, x: {beta: 0.5}]`: the first one is named `x`, and so is the method of both."""
+    plan = made_plan([{"better": "x", "than": "y"}], methods=("x", "x5", "y"))
+    trials = [
+        replace(trial, method_label="x(beta=0.5)", spec=replace(trial.spec, methods=[Part("x", {"beta": 0.5})]))
+        if trial.method_label == "x5"
+        else trial
+        for trial in plan.trials
+    ]
+    plan = replace(plan, trials=trials)
+    scores = {"t · x": 0 * UP, "t · x5": 2 * UP, "t · y": UP}
+    verdict = one(plan, scores, registry)
+    assert (verdict.outcome, verdict.seeds) == (C, 10)
+    evidence = Evidence(plan, ended(plan, scores))
+    assert evidence.cells("t", "x") == ["t · x"]
+    assert evidence.cells("t", "x*") == ["t · x", "t · x5"]
+    without = replace(plan, trials=[trial for trial in plan.trials if trial.method_label != "x"])
+    assert Evidence(without, {}).cells("t", "x") == ["t · x5"], (
+        "a name that is no label means all entries of the method"
+    )
+
+
+def test_a_label_of_a_task_means_itself(registry: Registry) -> None:
+    plan = made_plan(tasks=("t", "t2"))
+    plan = replace(
+        plan, trials=[replace(trial, spec=replace(trial.spec, task="t")) for trial in plan.trials], metrics=plan.metrics
+    )
+    evidence = Evidence(plan, {})
+    assert (evidence.tasks("t"), evidence.tasks("t*")) == (["t"], ["t", "t2"])
+
+
+def test_at_each_pairs_equal_options_of_two_methods(registry: Registry) -> None:
+    plan = made_plan(
+        [{"better": "a", "than": "b", "at": "each"}], axes={"a": [1.0, 2.0], "b": [1.0, 2.0]}, methods=("a", "b")
+    )
+    trials = [replace(trial, axes={"method.beta": trial.axes["recipe.lr"]}) for trial in plan.trials]
+    scores = {"t · a · lr=1.0": 0 * UP, "t · b · lr=1.0": UP, "t · a · lr=2.0": 2 * UP, "t · b · lr=2.0": UP}
+    verdict = one(replace(plan, trials=trials), scores, registry)
+    assert [part.label for part in verdict.parts] == ["t · beta=1.0", "t · beta=2.0"]
+    assert verdict.outcome is C, "worse at the one point, so not better at every one"
+
+
+def test_where_reads_values_as_labels_tell_them(registry: Registry) -> None:
+    plan = made_plan(axes={"a": [1.0]})
+    trials = [
+        replace(trial, axes={"task.hidden": [64, 64], "method.nesterov": True}) if trial.axes else trial
+        for trial in plan.trials
+    ]
+    evidence = Evidence(replace(plan, trials=trials), {})
+    for where in ("hidden=64x64", "nesterov=true", "hidden=64x64, nesterov=true", "hidden=*"):
+        assert evidence.cells("t", "a", where) == ["t · a · lr=1.0"], where
+
+
+def test_kinds_over_cells_ask_for_one_trial_of_a_seed(registry: Registry) -> None:
+    claim = {"correlated": "probe/x", "against": "test/accuracy", "above": 0.5}
+    plan = made_plan([claim], axes={"a": [1.0, 2.0, 3.0]}, methods=("a",), seeds=20)
+    trials = [
+        replace(trial, spec=replace(trial.spec, seed={"init": seed // 2, "split": seed % 2}))
+        for index, trial in enumerate(plan.trials)
+        for seed in [index % 20]
+    ]
+    scores = {f"t · a · lr={rate}": np.full(20, rate) for rate in (1.0, 2.0, 3.0)}
+    verdict = one(replace(plan, trials=trials), scores, registry, probe__x=scores)
+    assert verdict.outcome is U
+    assert "seeds: found several trials with one init" in verdict.reason
+
+
+def test_a_screened_and_a_diverged_split_of_one_seed_say_nothing(registry: Registry) -> None:
+    plan = made_plan([{"value": "test/accuracy", "of": "a", "above": 0.1}], methods=("a",), seeds=20)
+    trials = [
+        replace(trial, spec=replace(trial.spec, seed={"init": index // 2, "split": index % 2}))
+        for index, trial in enumerate(plan.trials)
+    ]
+    verdict = one(replace(plan, trials=trials), {"t · a": np.tile([np.inf, -np.inf], 10)}, registry)
+    assert verdict.outcome is U
+
+
+def test_rounding_decides_neither_ties_nor_margins(registry: Registry) -> None:
+    """Accuracies that differ by exactly .01: in floating point some differences are .010000000000000009."""
+    b = np.arange(90, 100) / 100
+    scores = {"t · a": b + 0.01, "t · b": b}
+    for claim in (
+        {"better": "a", "than": "b", "ties": 0.01},
+        {"better": "a", "than": "b", "margin": 0.01},
+        {"not_worse": "b", "than": "a", "margin": 0.01},
+    ):
+        verdict = one(made_plan([claim]), scores, registry)
+        assert verdict.outcome is U, claim
+        paired = verdict.parts[0].paired
+        assert paired is not None
+        assert paired.ties == 10
+    assert describe(np.array([0.3 - 0.2, 0.1, 0.4 - 0.3])).effect_size is None, "what differs by rounding does not vary"
+
+
+def test_margins_and_points_that_make_no_sense_are_refused(registry: Registry) -> None:
+    tasks = {"more_on": "t", "than_on": "u"}
+    for kind, fields, message in (
+        ("interaction", {"interaction": "a", "than": "b", "margin": -0.5, **tasks}, "margin: found -0.5"),
+        ("interaction", {"interaction": "a", "than": "b", "at": "each", **tasks}, "at: found 'each', allowed: best"),
+        ("contrast", {"contrast": ["a"], "against": ["b"], "margin": -0.5}, "margin: found -0.5"),
+    ):
+        with pytest.raises(ClaimError, match=message):
+            registry.build_claim(kind, fields).check()
+    claim = registry.build_claim("interaction", {"interaction": "a", "than": "b", "margin": 0.5, **tasks})
+    assert claim.statement().endswith("is more on t than on u by more than 0.5")
 
 
 def test_looks_share_the_level() -> None:
