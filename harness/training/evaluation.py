@@ -15,6 +15,7 @@ from harness.activations import observe
 from harness.recording.records import WEIGHTS, finite
 from harness.training.horizon import steps_to_best
 from harness.training.state import Training, pack
+from harness.training.stepping import Diverged
 
 
 def evaluate(training: Training) -> dict[str, float]:
@@ -64,7 +65,11 @@ def _keep_best(training: Training, score: float) -> None:
 
 
 def test(training: Training) -> dict[str, float]:
-    """The one read of the test split, at the selected checkpoint, with validation and training metrics beside it."""
+    """The one read of the test split, at the selected checkpoint, with validation and training metrics beside it.
+
+    Raises:
+        Diverged: if the loss or the score is not finite, as after a last step that no objective follows.
+    """
     state, workload = training.state, training.workload
     if training.best_weights is not None:
         state.model.load_state_dict(training.best_weights)
@@ -81,6 +86,8 @@ def test(training: Training) -> dict[str, float]:
     for prefix, model in models.items():
         for split in ("val", "test"):
             scores = _scores(training, model, split)
+            if not prefix:
+                _check_finite(training, split, scores)
             metrics |= {f"{split}/{prefix}{name}": value for name, value in scores.items()}
             if prefix:
                 metrics |= {
@@ -88,6 +95,12 @@ def test(training: Training) -> dict[str, float]:
                     for name, value in scores.items()
                 }
     return finite(metrics)
+
+
+def _check_finite(training: Training, split: str, scores: dict[str, float]) -> None:
+    for name in ("loss", training.task.metric.removeprefix("val/")):
+        if not math.isfinite(scores.get(name, 0.0)):
+            raise Diverged(f"{split}/{name} is {scores[name]} after step {training.state.step}, the last one")
 
 
 def _summary(training: Training) -> dict[str, float]:

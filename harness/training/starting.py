@@ -38,17 +38,19 @@ def branch(training: Training, saved: dict[str, Any]) -> None:
     be selected is one of the branch's own.
     """
     state = training.state
-    state.step, training.samples, training.clock.seconds = saved["step"], saved["samples"], saved["seconds"]
+    training.stand_behind(saved["step"])
+    training.samples, training.clock.seconds = saved["samples"], saved["seconds"]
     state.streams.load_state_dict(saved["streams"])
     torch.set_rng_state(saved["default_stream"])
     if saved["gpu_streams"]:
         torch.cuda.set_rng_state_all(saved["gpu_streams"])
     training.workload.load_state_dict(saved["workload"])
     if state.optimizer is not None and _alike(state.optimizer.state_dict(), saved["optimizer"]):
-        groups = [{k: v for k, v in group.items() if k != "params"} for group in state.optimizer.param_groups]
+        groups = [dict(group) for group in state.optimizer.param_groups]
         state.optimizer.load_state_dict(saved["optimizer"])
         for group, own in zip(state.optimizer.param_groups, groups, strict=True):
-            group.update(own)  # the moments are the other run's, the settings this method's
+            group.clear()  # the moments are the other run's, the settings this method's: no rate of that run stays behind
+            group.update(own)
 
 
 def taken_start(spec: TrialSpec, attempt: Attempt) -> tuple[str, dict[str, Any]] | None:

@@ -130,14 +130,18 @@ class Training:
             }
         )
 
+    def stand_behind(self, step: int) -> None:
+        """Sets the step, with an optimizer of the phase of the last step taken."""
+        self.state.step = max(0, step - 1)
+        if self.state.recipe.phase(self.state.step) != self.state.recipe.phase(0):
+            self.state.optimizer = build_optimizer(self.method, self.state)
+        self.state.step = step
+
     def load_checkpoint(self, content: bytes, best: bytes | None) -> None:
         """The reverse of `checkpoint`."""
         saved = unpack(content)
         self.state.model.load_state_dict(saved["model"])
-        self.state.step = max(0, saved["step"] - 1)
-        if self.state.recipe.phase(self.state.step) != self.state.recipe.phase(0):
-            self.state.optimizer = build_optimizer(self.method, self.state)  # of the phase of the last step taken
-        self.state.step = saved["step"]
+        self.stand_behind(saved["step"])
         if self.state.optimizer:
             self.state.optimizer.load_state_dict(saved["optimizer"])
         self.method.load_state_dict(saved["method"])

@@ -127,6 +127,14 @@ def test_trouble_becomes_a_status(tmp_path: Path, method: str, status: Status, r
     assert ("the author's mistake" in ended.error) == (method == "raises")
 
 
+def test_weights_that_the_last_step_spoils_are_no_finished_trial(tmp_path: Path) -> None:
+    """No objective follows that step: the score says it, and would be missing from a finished result."""
+    registry = Registry([plugin(tmp_path, ENDS)])
+    spec = short_spec(registry, "digits/mlp", [Part("makes_nan")], steps=5, evaluate_every=5)
+    ended = run(registry, spec, tmp_path / "results")
+    assert (ended.status, ended.reason) == (Status.DIVERGED, "val/loss is nan after step 5, the last one")
+
+
 def test_a_checkpoint_that_cannot_be_read_is_no_failure_of_the_trial(registry: Registry, tmp_path: Path) -> None:
     spec = short_spec(registry, "digits/mlp", [Part("adamw")])
     with Attempt(tmp_path, spec.hash, spec.to_json(), "test") as attempt:

@@ -16,9 +16,9 @@ from harness.recording.records import Result, Status
 from harness.recording.results import Results
 from harness.registry import Registry
 from harness.streams import Streams
-from harness.training import federation
+from harness.training import federation, loop
 from harness.training.starting import load_weights
-from harness.training.state import unpack, weights_digest
+from harness.training.state import Training, unpack, weights_digest
 from harness.training.trial import run_trial, set_up, settings
 from tasks.federated import FederatedDigits
 from tasks.models import mlp
@@ -71,6 +71,57 @@ def test_branches_leave_one_run(tmp_path: Path) -> None:
         assert branches["sgd", seed].weights not in (trunk.weights, alone["sgd", seed].weights)
         assert [r["step"] for r in results.trial(plan_hash(plan, "sgd", seed)).records()] == [20, 30, 40]
     assert not survey(plan, results).to_run
+
+
+def branched(tmp_path: Path, text: str) -> Training:
+    """The branch of a grid with one trunk and one branch, as it is when it begins."""
+    registry = Registry([plugin(tmp_path, RIDES + RIDES.replace("ides", "ides2"))])
+    plan = planned(write_grid(tmp_path, text), registry)
+    trunk, leaving = sorted(plan.trials, key=lambda trial: bool(trial.spec.requires))
+    with Attempt(tmp_path, trunk.hash, trunk.spec.to_json(), "test") as attempt:
+        run_trial(trunk.spec, registry, attempt, keep=sorted(plan.kept[trunk.hash]))
+    with Attempt(tmp_path, leaving.hash, leaving.spec.to_json(), "test") as attempt, settings(leaving.spec):
+        return set_up(leaving.spec, registry, attempt)
+
+
+def test_a_branch_has_the_learning_rate_of_its_own_recipe(tmp_path: Path) -> None:
+    training = branched(
+        tmp_path,
+        """
+        name: rates
+        tasks: [digits/mlp]
+        methods: [adamw, adam]
+        seeds: 1
+        recipes: [{set: {steps: 20}}, {method: adam, set: {lr: 0.1, schedule: constant}}]
+        start: {from: adamw, at: 0.25}
+        """,
+    )
+    loop.advance(training)
+    assert training.state.optimizer is not None
+    assert [group["lr"] for group in training.state.optimizer.param_groups] == [0.1]
+    moments = next(iter(training.state.optimizer.state.values()))
+    assert moments["step"] == 6, "and the moments of the run that it left"
+
+
+@pytest.mark.parametrize(("at", "optimizer"), [(0.5, torch.optim.Adam), (0.75, torch.optim.LBFGS)])
+def test_a_branch_has_the_optimizer_of_the_phase_in_which_it_begins(
+    tmp_path: Path, at: float, optimizer: type[torch.optim.Optimizer]
+) -> None:
+    """At a switch the next step brings the new phase's optimizer, as it does in the run that is left."""
+    training = branched(
+        tmp_path,
+        f"""
+        name: phases
+        tasks: [poisson/pinn]
+        methods: [rides, rides2]
+        seeds: 1
+        recipes: [{{set: {{steps: 8, phases: [adam 4, lbfgs 4], batch: 16, boundary: 8}}}}]
+        start: {{from: rides, at: {at}}}
+        """,
+    )
+    assert isinstance(training.state.optimizer, optimizer)
+    loop.advance(training)
+    assert isinstance(training.state.optimizer, torch.optim.LBFGS)
 
 
 def plan_hash(plan: Plan, method: str, seed: int) -> str:
