@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -52,12 +53,15 @@ class Earlier(OverCells):
 
     def contrast(self, evidence: Evidence, task: str) -> Contrast:
         from harness.judging.evidence import Contrast
+        from harness.judging.screening import held_without
 
         cells = evidence.cells(task, self.of, self.where)
         metric = evidence.metric(task, self.by)
         sides = [earliness_by_seed(evidence, task, cells, name, metric) for name in (self.earlier, self.than)]
         ours, theirs = (np.array([math.nan if each is None else each for each in side]) for side in sides)
         scores = evidence.over(task, cells, metric, np.nan_to_num(theirs - ours))
+        signals = {name: partial(last_recorded, evidence, name) for name in (self.earlier, self.than)}
+        scores = held_without(scores, evidence, task, cells, signals)
         details = {"earliness": sides[0], "earliness, other": sides[1]}
         return Contrast(task, scores, "share of the training", details)
 
@@ -93,6 +97,7 @@ class Separates(OverCells):
 
     def contrast(self, evidence: Evidence, task: str) -> Contrast:
         from harness.judging.evidence import Contrast
+        from harness.judging.screening import early_readers, held_without
 
         cells = evidence.cells(task, self.of, self.where)
         vote = self.by or evidence.own(task)[0]
@@ -104,12 +109,20 @@ class Separates(OverCells):
         if self.than:
             theirs = auc_by_seed(early_values(evidence, task, cells, self.than, self.early), names)
             numbers, details["auc, other"] = ours - theirs, theirs.tolist()
-        return Contrast(task, evidence.over(task, cells, vote, numbers), "AUC", details)
+        scores = evidence.over(task, cells, vote, numbers)
+        signals = early_readers(evidence, self.early, self.separates, self.than)
+        return Contrast(task, held_without(scores, evidence, task, cells, signals), "AUC", details)
 
     def sentence(self) -> str:
         bound = f"an AUC above that of {self.than}" if self.than else f"an AUC above {self.above:g}"
         when = f"at {self.early:.0%} of training"
         return f"{self.separates} {when} tells the regimes of {self.axis} of {self.of} apart with {bound} on {self.scope()}"
+
+
+def last_recorded(evidence: Evidence, signal: str, trial: PlannedTrial) -> float | None:
+    """A signal as it was recorded last."""
+    points = evidence.points(trial, signal)
+    return points[-1].score if points else None
 
 
 def earliness_by_seed(

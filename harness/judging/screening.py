@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.claim import ClaimError
 from harness.judging.calibration import Run, accept
 from harness.judging.calibration_runs import FINAL, JUDGED, label, run_of
 from harness.judging.evidence import WORST, Contrast, Evidence
+from harness.judging.scores import Scores
 from harness.judging.statistics import rank_correlation
 from harness.judging.times import time_to_target
 from harness.planning.claims import better_when
 from harness.planning.plan import PlannedTrial
 from harness.recording.records import Result
+from harness.screening import QUANTITIES, quantities
 
 if TYPE_CHECKING:
     from harness.judging.measures import Correlated, Precision, Saves, Screening
@@ -105,6 +108,24 @@ class Runs:
         return Judged.of(rule.accepts(self.values.ravel()), self.success.ravel())
 
 
+Read = Callable[[PlannedTrial], float | None]
+
+
+def early_readers(evidence: Evidence, moment: float, *signals: str) -> dict[str, Read]:
+    """What reads signals as they stood at a moment, by what they are called there."""
+    when = f" at {moment:.0%} of training" if moment < 1 else ""
+    return {name + when: partial(evidence.early, metric=name, fraction=moment) for name in signals if name}
+
+
+def held_without(
+    scores: Scores, evidence: Evidence, task: str, cells: Sequence[str], signals: Mapping[str, Read]
+) -> Scores:
+    """Scores over cells, held back by each finished run without one of the signals: what was not recorded decides nothing."""
+    found = [evidence.collect(task, cell, read, name) for cell in cells for name, read in signals.items()]
+    held = scores.held.union(*(each.held for each in found))
+    return replace(scores, held=held, present=np.all([scores.present, *(each.present for each in found)], axis=0))
+
+
 def precision_by_seed(claim: Precision, evidence: Evidence, task: str) -> Contrast:
     """The precision of a rule on each seed left out, minus the bound or the precision of the other rule."""
     cells = evidence.cells(task, claim.of, claim.where)
@@ -129,7 +150,9 @@ def precision_by_seed(claim: Precision, evidence: Evidence, task: str) -> Contra
         numbers = numbers - theirs.precisions(claim.recall, claim.than_accepts)
     else:
         numbers = numbers - (claim.above or 0.0)
-    return Contrast(task, evidence.over(task, cells, metric, numbers), "precision", details)
+    scores = evidence.over(task, cells, metric, numbers)
+    signals = early_readers(evidence, claim.early, claim.precision, claim.than)
+    return Contrast(task, held_without(scores, evidence, task, cells, signals), "precision", details)
 
 
 def rules_by_seed(claim: Screening, evidence: Evidence, task: str) -> list[Contrast]:
@@ -138,6 +161,7 @@ def rules_by_seed(claim: Screening, evidence: Evidence, task: str) -> list[Contr
     runs = label([run for cell in cells for run in _runs(claim, evidence, task, cell)])
 
     def precisions(rule: str) -> NDArray[np.float64]:
+        _check_recorded(rule, runs, task)
         taken = accept(rule, runs, claim.recall, "seed") if rule else [True] * len(runs)
         return np.array([_precision(runs, taken, str(unit)) for unit in evidence.units])
 
@@ -149,6 +173,14 @@ def rules_by_seed(claim: Screening, evidence: Evidence, task: str) -> list[Contr
         name = f"{task} · {rule}" if rule else task
         contrasts.append(Contrast(name, evidence.over(task, cells, FINAL, ours - theirs), "precision", details))
     return contrasts
+
+
+def _check_recorded(rule: str, runs: Sequence[Run], task: str) -> None:
+    """Refuses a rule with a quantity that no run has: it would keep none, which says nothing of the rule."""
+    recorded: set[str] = set().union(*(run.values for run in runs))
+    missing = [QUANTITIES[name].metric for name in (quantities(rule) if rule else ()) if name not in recorded]
+    if runs and missing:
+        raise ClaimError(f"screening: found {rule!r}, allowed: what runs of {task} record early; none has {missing[0]}")
 
 
 def _precision(runs: Sequence[Run], taken: Sequence[bool | None], seed: str) -> float:
@@ -180,7 +212,7 @@ def correlation_by_seed(claim: Correlated, evidence: Evidence, task: str) -> Con
     """The rank correlation over cells for each seed, minus the bound.
 
     A run that diverged ranks worst in the second metric, if that has a direction and the first is known; otherwise it is
-    left out and counted.
+    left out and counted. Where a side does not vary there is no correlation: it may be anything.
     """
     cells = evidence.cells(task, claim.of, claim.where)
     better = claim.direction or better_when(claim.against, evidence.own(task))
@@ -199,10 +231,11 @@ def correlation_by_seed(claim: Correlated, evidence: Evidence, task: str) -> Con
             else:
                 pairs.append((x, y))
         found = rank_correlation([x for x, _ in pairs], [y for _, y in pairs], claim.kind)
-        numbers.append((-1 if claim.inverse else 1) * (found or 0.0))
+        numbers.append((-1 if claim.inverse else 1) * _number(found))
     details = {"cells": len(cells), "runs left out": left_out, "correlations": numbers}
     scores = evidence.over(task, cells, claim.against, np.array(numbers) - claim.above)
-    return Contrast(task, scores, claim.kind, details)
+    signals = early_readers(evidence, claim.early, claim.correlated)
+    return Contrast(task, held_without(scores, evidence, task, cells, signals), claim.kind, details)
 
 
 def saving(claim: Saves, evidence: Evidence, task: str) -> Contrast:

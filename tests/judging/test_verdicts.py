@@ -162,6 +162,58 @@ def test_correlation_and_precision_over_the_cells_of_a_seed(registry: Registry) 
         assert verdict.outcome is outcome, (claim, verdict.parts)
 
 
+@pytest.mark.parametrize(
+    "claim",
+    [
+        {"correlated": "probe/typo", "against": "test/accuracy", "above": 0.5},
+        {"precision": "probe/typo", "above": 0.5, "success": 0.65, "early": 1.0},
+        {"precision": "test/accuracy", "than": "probe/typo", "success": 0.65, "early": 1.0},
+        {"separates": "probe/typo", "axis": "lr", "above": 0.8, "early": 1.0},
+        {"separates": "test/accuracy", "than": "probe/typo", "axis": "lr", "early": 1.0},
+        {"earlier": "test/accuracy", "than": "probe/typo"},
+    ],
+)
+def test_a_signal_that_finished_runs_do_not_have_holds_back(claim: dict[str, Any], registry: Registry) -> None:
+    """With the signal, all of them are decided; a run that diverged needs none."""
+    rates = [0.001, 0.1, 10.0]
+    plan = made_plan([claim], methods=("a",), axes={"a": rates})
+    scores = {f"t · a · lr={rate}": 0.5 + 0.1 * place + UP / 100 for place, rate in enumerate(rates)}
+    scores["t · a · lr=0.001"][0] = -np.inf
+    noise = np.random.default_rng(0)
+    signal = {cell: noise.normal(0, 1, 10) for cell in scores}
+
+    def found(results: dict[str, Any]) -> Verdict:
+        def curves(hash: str) -> list[dict[str, object]]:
+            metrics = results[hash].metrics
+            return [{"step": 10, "metrics": {"test/accuracy": metrics.get("test/accuracy", 0.0)}}] + [
+                {"step": step, "metrics": {"probe/typo": (step == 100) * metrics["probe/typo"]}}
+                for step in (10, 100)
+                if "probe/typo" in metrics
+            ]
+
+        (verdict,) = judge(plan, results, registry, curves=curves)
+        return verdict
+
+    assert not found(ended(plan, scores, probe__typo=signal)).held
+    verdict = found(ended(plan, scores))
+    assert verdict.outcome is U
+    assert len(verdict.held) == 29 and all("without probe/typo" in one for one in verdict.held)
+    assert verdict.reason.startswith("held back by 29 trials: t · a · lr=0.001, seed 1")
+    most = ended(plan, scores, probe__typo=signal)
+    del most[plan.trials[-1].hash].metrics["probe/typo"]
+    assert len(found(most).held) == 1
+
+
+def test_a_correlation_with_what_does_not_vary_decides_nothing(registry: Registry) -> None:
+    scores = {f"t · a · lr={rate}": rate + UP for rate in (0.1, 0.2, 0.3)}
+    constant = dict.fromkeys(scores, np.ones(10))
+    for above in (-0.5, 0.5):
+        claim = {"correlated": "probe/x", "against": "test/accuracy", "above": above}
+        plan = made_plan([claim], methods=("a",), axes={"a": [0.1, 0.2, 0.3]})
+        verdict = one(plan, scores, registry, probe__x=constant)
+        assert verdict.outcome is U and not verdict.held
+
+
 def test_screening_rules_are_compared_on_seeds_left_out(registry: Registry) -> None:
     """Half of the learning rates succeed. Critics tell which, actors are all alike, divergence is noise."""
     rates = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
@@ -192,6 +244,8 @@ def test_screening_rules_are_compared_on_seeds_left_out(registry: Registry) -> N
     once = {cell: np.where(np.arange(10) == 0, values, 20.0) for cell, values in finals.items()}
     unknown = verdict({"screening": "oui", "of": "a"}, once)
     assert (unknown.outcome, unknown.parts[0].differences[0]) == (U, None)
+    unseen = verdict({"screening": "oui", "than": ["flips"], "of": "a"})
+    assert unseen.outcome is U and "none has train/flip_rate" in unseen.reason
     rising = verdict({"correlated": "train/return_last_tenth", "against": "recipe.lr", "above": 0.5, "of": "a"})
     assert rising.outcome is S
     for claim, message in (
