@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -57,10 +57,11 @@ class Earlier(OverCells):
 
         cells = evidence.cells(task, self.of, self.where)
         metric = evidence.metric(task, self.by)
-        sides = [earliness_by_seed(evidence, task, cells, name, metric) for name in (self.earlier, self.than)]
+        names = self.earlier, self.than
+        sides = [earliness_by_seed(evidence, task, cells, name, metric, self.direction) for name in names]
         ours, theirs = (np.array([math.nan if each is None else each for each in side]) for side in sides)
         scores = evidence.over(task, cells, metric, np.nan_to_num(theirs - ours))
-        signals = {name: partial(last_recorded, evidence, name) for name in (self.earlier, self.than)}
+        signals = {name: partial(last_recorded, evidence, name) for name in names}
         scores = held_without(scores, evidence, task, cells, signals)
         details = {"earliness": sides[0], "earliness, other": sides[1]}
         return Contrast(task, scores, "share of the training", details)
@@ -101,17 +102,32 @@ class Separates(OverCells):
 
         cells = evidence.cells(task, self.of, self.where)
         vote = self.by or evidence.own(task)[0]
-        regimes = regimes_of(evidence, task, cells, self.axis, vote)
+        regimes = regimes_of(evidence, task, cells, self.axis, vote, self.direction)
         names = [] if regimes is None else [regimes.named[cell] for cell in cells]
-        ours = auc_by_seed(early_values(evidence, task, cells, self.separates, self.early), names)
+        self._check_several(axis_values(evidence, task, cells, self.axis), regimes, task)
+
+        def auc(signal: str) -> Array:
+            values = early_values(evidence, task, cells, signal, self.early)
+            return auc_by_seed(values, names) if names else np.full(len(values), math.nan)
+
+        ours = auc(self.separates)
         details: dict[str, object] = {"regimes": dict(zip(cells, names, strict=False)), "auc": ours.tolist()}
         numbers = ours - (self.above or 0.0)
         if self.than:
-            theirs = auc_by_seed(early_values(evidence, task, cells, self.than, self.early), names)
+            theirs = auc(self.than)
             numbers, details["auc, other"] = ours - theirs, theirs.tolist()
         scores = evidence.over(task, cells, vote, numbers)
         signals = early_readers(evidence, self.early, self.separates, self.than)
         return Contrast(task, held_without(scores, evidence, task, cells, signals), "AUC", details)
+
+    def _check_several(self, values: Mapping[str, float], regimes: Regimes | None, task: str) -> None:
+        """Refuses cells that are all in one regime: of whichever value, while none is known to be best."""
+        for best in values.values() if regimes is None else [regimes.best]:
+            if len({regime(value, best) for value in values.values()}) > 1:
+                return
+        raise ClaimError(
+            f"axis: found {self.axis!r} with all its values on {task} in one regime, allowed: an axis with values further apart"
+        )
 
     def sentence(self) -> str:
         bound = f"an AUC above that of {self.than}" if self.than else f"an AUC above {self.above:g}"
@@ -126,12 +142,12 @@ def last_recorded(evidence: Evidence, signal: str, trial: PlannedTrial) -> float
 
 
 def earliness_by_seed(
-    evidence: Evidence, task: str, cells: Sequence[str], signal: str, metric: str
+    evidence: Evidence, task: str, cells: Sequence[str], signal: str, metric: str, direction: str = ""
 ) -> list[float | None]:
     """The earliness of a signal over cells, for each seed; a run that diverged ranks worst in the metric."""
     from harness.judging.evidence import WORST
 
-    better = better_when(metric, evidence.own(task))
+    better = direction or better_when(metric, evidence.own(task))
     worst = {"max": -math.inf, "min": math.inf}.get(better)
     found = []
     for index in range(len(evidence.units)):
@@ -204,19 +220,32 @@ class Regimes:
     named: dict[str, str]
 
 
-def regimes_of(evidence: Evidence, task: str, cells: Sequence[str], axis: str, metric: str) -> Regimes | None:
-    """The regimes of an axis by the mean of a metric; None where no cell has it for all its seeds.
+def axis_values(evidence: Evidence, task: str, cells: Sequence[str], axis: str) -> dict[str, float]:
+    """The value of an axis by cell.
 
     Raises:
-        ClaimError: if the recipes of the cells have no such number, or the metric no better direction.
+        ClaimError: if the recipes of the cells have no such number.
     """
-    sign = evidence.sign(task, metric, "")
-    values, means = {}, {}
+    values = {}
     for cell in cells:
         value = evidence.trial(task, cell).spec.recipe.get(axis)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ClaimError(f"axis: found {axis!r}, allowed: a number of the recipe of {cell}")
         values[cell] = float(value)
+    return values
+
+
+def regimes_of(
+    evidence: Evidence, task: str, cells: Sequence[str], axis: str, metric: str, direction: str = ""
+) -> Regimes | None:
+    """The regimes of an axis by the mean of a metric; None where no cell has it for all its seeds.
+
+    Raises:
+        ClaimError: if the recipes of the cells have no such number, or the metric no better direction.
+    """
+    sign = evidence.sign(task, metric, direction)
+    values, means = axis_values(evidence, task, cells, axis), {}
+    for cell in cells:
         found = [evidence.value(trial, metric) for trials in evidence.units_of(task, cell) for trial in trials]
         known = [each for each in found if each is not None]
         if len(known) == len(found):

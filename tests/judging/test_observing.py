@@ -12,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from harness.claim import ClaimError
 from harness.judging.observing import auc_by_seed, earliness, settling
+from harness.judging.reading import undecidable
 from harness.judging.verdicts import Outcome, judge
 from harness.registry import Registry
 
@@ -129,6 +130,61 @@ def test_a_failed_run_holds_both_back_and_a_diverged_one_ranks_worst(registry: R
 def test_what_makes_no_sense_is_refused(kind: str, claim: dict[str, object], message: str, registry: Registry) -> None:
     with pytest.raises(ClaimError, match=message):
         registry.build_claim(kind, claim).check()
+
+
+@pytest.mark.parametrize(("rates", "best"), [([0.1, 0.2, 0.3], 0.2), ([0.1, 0.4, 1.6], 0.4)])
+def test_an_axis_with_one_regime_alone_is_refused(rates: list[float], best: float, registry: Registry) -> None:
+    """A signal that equals the score tells all that there is, and there is nothing to tell apart. By hand: 1.6 is four bests."""
+    claim = {"separates": "test/accuracy", "axis": "lr", "above": 0.8, "early": 1.0}
+    plan = made_plan([claim], methods=("a",), axes={"a": rates})
+    scores = {f"t · a · lr={rate}": np.full(10, 1 - abs(rate - best)) for rate in rates}
+    (verdict,) = judge(plan, ended(plan, scores), registry)
+    assert verdict.outcome is U and "axis: found 'lr' with all its values on t in one regime" in verdict.reason
+    assert bool(undecidable(plan, registry)) is (max(rates) <= 5 * min(rates)), (
+        "where no best value would do, plan says so"
+    )
+
+
+def test_without_a_cell_that_went_well_there_are_no_regimes_and_no_verdict(registry: Registry) -> None:
+    rates = [0.001, 0.1, 10.0]
+    claim = {"separates": "test/accuracy", "axis": "lr", "above": 0.8, "early": 1.0}
+    plan = made_plan([claim], methods=("a",), axes={"a": rates})
+    scores = {f"t · a · lr={rate}": np.full(10, rate) for rate in rates}
+    assert judge(plan, ended(plan, scores), registry)[0].outcome is S
+    for seed, values in enumerate(scores.values()):
+        values[seed] = -np.inf
+    (verdict,) = judge(plan, ended(plan, scores), registry)
+    assert verdict.outcome is U and not verdict.held
+
+
+def test_the_direction_of_a_claim_is_that_of_its_metric(registry: Registry) -> None:
+    """`probe/x` has none in its name. The run that diverged is worst in it: the largest where less is better."""
+    rates = [0.001, 0.1, 10.0]
+    cells = [f"t · a · lr={rate}" for rate in rates]
+    measure = {cell: np.full(10, value) for cell, value in zip(cells, [3.0, 2.0, 1.0], strict=True)}
+    claim = {"separates": "probe/x", "axis": "lr", "above": 0.8, "early": 1.0, "by": "probe/x", "direction": "min"}
+    plan = made_plan([claim], methods=("a",), axes={"a": rates})
+    (verdict,) = judge(plan, ended(plan, measure, probe__x=measure), registry)
+    assert verdict.outcome is S
+    assert list(verdict.parts[0].details["regimes"].values()) == ["under", "under", "well"]
+
+    earlier = {"earlier": "probe/one", "than": "probe/other", "by": "probe/x", "direction": "min"}
+    plan = made_plan([earlier], methods=("a",), axes={"a": rates})
+    measure[cells[0]][0] = -np.inf
+    results = ended(plan, measure, probe__x=measure)
+    del results[plan.trials[0].hash].metrics["probe/x"]
+    rank = {trial.hash: cells.index(trial.cell) for trial in plan.trials}
+
+    def curves(hash: str) -> list[dict[str, object]]:
+        late = {0: 1.0, 1: 2.0, 2: 0.0}[rank[hash]]
+        return [
+            {"step": 50, "metrics": {"probe/one": float(rank[hash]), "probe/other": late}},
+            {"step": 100, "metrics": {"probe/one": float(rank[hash]), "probe/other": float(rank[hash])}},
+        ]
+
+    (verdict,) = judge(plan, results, registry, curves=curves)
+    assert verdict.parts[0].details["earliness"] == [0.5] * 10
+    assert verdict.parts[0].details["earliness, other"] == [1.0] * 10
 
 
 def test_an_axis_that_the_recipe_lacks_is_named(registry: Registry) -> None:
