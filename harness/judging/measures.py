@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
 
 from harness.claim import Claim, ClaimError, OverCells
 from harness.judging.kinds import different, union
@@ -121,24 +124,22 @@ class Regret(Claim):
         if self.below is not None:
             bound = self.below
             return [Contrast(t, gain.plus(bound), unit, {"bound": bound}) for t, gain in zip(tasks, ours, strict=True)]
-        other = self._chosen(evidence) if self.chosen_on else self.than
+        choosing = self._choosing(evidence) if self.chosen_on else {}
+        other = max(choosing, key=lambda label: _total(choosing[label])) if choosing else self.than
         theirs = [self._gain(evidence, task, other) for task in tasks]
         worst = Scores.combine(ours, "worst").minus(Scores.combine(theirs, "worst"))
+        worst = worst.resting_on([gain for gains in choosing.values() for gain in gains])
         return [Contrast("worst case over tasks", worst, unit, {"tasks": tasks, "than": other})]
 
-    def _chosen(self, evidence: Evidence) -> str:
-        """The method of those that `than` matches with the least mean regret over the tasks that choose."""
+    def _choosing(self, evidence: Evidence) -> dict[str, list[Scores]]:
+        """Minus the regrets of the methods that `than` matches on the tasks that choose among them, by label."""
         tasks = evidence.tasks(self.chosen_on)
         labels = evidence.methods(tasks[0], self.than) if tasks else []
         if not labels:
             raise ClaimError(
                 f"chosen_on: found no trial of {self.than} on {self.chosen_on}, allowed: tasks that it ran on"
             )
-
-        def gain(label: str) -> float:
-            return float(sum(self._gain(evidence, task, label).low.mean() for task in tasks))
-
-        return max(labels, key=gain)
+        return {label: [self._gain(evidence, task, label) for task in tasks] for label in labels}
 
     def _gain(self, evidence: Evidence, task: str, method: str) -> Scores:
         """Minus the regret."""
@@ -307,6 +308,14 @@ class Saves(Claim):
         metric = self.by or "the validation metric"
         what = f"{self.clock} to {metric} {self.to:g}" if self.to is not None else self.by or "time/train_seconds"
         return f"{self.saves} saves at least {self.at_least:.0%} of the {what} that {self.than} needs on {self.scope()}"
+
+
+def _total(scores: Sequence[Scores]) -> float:
+    """The sum of the means over the seeds that count and have a score; a failure outweighs all others."""
+    known = [each.low[each.judged & each.present] for each in scores]
+    if any(not len(low) or np.isneginf(low).any() for low in known):
+        return -math.inf
+    return sum(float(low.mean()) for low in known)
 
 
 def fraction(field: str, value: float) -> None:

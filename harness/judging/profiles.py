@@ -44,13 +44,13 @@ class Profile(OverCells):
                 f"of: found {len(cells)} cells on {task}, allowed: at least two, whose profiles are compared"
             )
         whole = Scores.combine(
-            [evidence.collect(task, cell, lambda trial: 0.0, self.profile) for cell in cells], "worst"
+            [evidence.collect(task, cell, lambda trial: 0.0, self.profile) for cell in cells], "mean"
         )
         trials = [evidence.by_unit(task, cell) for cell in cells]
         found = [
             self._correlation(evidence, [of_cell[seed] for of_cell in trials]) for seed in range(len(evidence.units))
         ]
-        known = np.array([value is not None for value in found])
+        known = np.array([value is not None for value in found]) | np.isinf(whole.low)
         numbers = np.array([0.0 if value is None else value - self.above for value in found])
         present = whole.present & known
         missing = frozenset() if known.all() else frozenset({f"{task}: without {self.profile}, or one of equal values"})

@@ -94,12 +94,21 @@ class Scores:
         return replace(self, low=low, high=high)
 
     def over(self, other: Scores) -> Scores:
-        """Scores as shares of the size of another one; nothing where that is zero or infinite."""
+        """Scores as shares of the size of another one: as they are where that is infinite, anything where it is zero."""
         size = np.abs(other.low)
-        usable = np.isfinite(size) & (size > 0)
-        divisor = np.where(usable, size, 1.0)
-        held = self.held | (frozenset() if usable.all() else frozenset({"a share of zero or of a failure"}))
-        return replace(self, low=self.low / divisor, high=self.high / divisor, held=held, present=self.present & usable)
+        divisor = np.where(np.isfinite(size) & (size > 0), size, 1.0)
+        low = np.where(size == 0, -math.inf, self.low / divisor)
+        high = np.where(size == 0, math.inf, self.high / divisor)
+        return replace(self, low=low, high=high)
+
+    def resting_on(self, others: Sequence[Scores]) -> Scores:
+        """The same numbers, which others had a part in: what those lack holds these back."""
+        return replace(
+            self,
+            held=self.held.union(*(other.held for other in others)),
+            present=np.all([self.present, *(other.present for other in others)], axis=0),
+            trials=self.trials.union(*(other.trials for other in others)),
+        )
 
     def _with(self, other: Scores, low: Array, high: Array) -> Scores:
         return Scores(

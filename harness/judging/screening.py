@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -121,9 +121,9 @@ def held_without(
     scores: Scores, evidence: Evidence, task: str, cells: Sequence[str], signals: Mapping[str, Read]
 ) -> Scores:
     """Scores over cells, held back by each finished run without one of the signals: what was not recorded decides nothing."""
-    found = [evidence.collect(task, cell, read, name) for cell in cells for name, read in signals.items()]
-    held = scores.held.union(*(each.held for each in found))
-    return replace(scores, held=held, present=np.all([scores.present, *(each.present for each in found)], axis=0))
+    return scores.resting_on(
+        [evidence.collect(task, cell, read, name) for cell in cells for name, read in signals.items()]
+    )
 
 
 def precision_by_seed(claim: Precision, evidence: Evidence, task: str) -> Contrast:

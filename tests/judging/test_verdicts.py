@@ -129,6 +129,22 @@ def test_contrasts_values_and_regret(registry: Registry) -> None:
         assert one(made_plan([claim], methods=methods), scores, registry, probe__x=ratio).outcome is outcome, claim
 
 
+@pytest.mark.parametrize("relative", [True, False])
+def test_an_oracle_that_diverged_ranks_worst_and_one_of_zero_may_be_anything(
+    relative: bool, registry: Registry
+) -> None:
+    """b is the best by far and fails on the last seed, where a then is no worse than it by any bound."""
+    plan = made_plan([{"regret": "a", "below": 0.1, "relative": relative}])
+    late = np.arange(10) == 9
+    verdict = one(plan, {"t · a": 2 + UP, "t · b": np.where(late, -np.inf, 2.05 + UP)}, registry)
+    assert (verdict.outcome, verdict.held, verdict.seeds) == (S, [], 7)
+    assert verdict.parts[0].differences[-1] is None
+    verdict = one(plan, {"t · a": 2 + UP, "t · b": np.where(late, np.inf, 2.05 + UP)}, registry)
+    assert (verdict.outcome, verdict.held) == (U, []), "screened"
+    zero = one(plan, {"t · a": np.where(late, -0.01, 2 + UP), "t · b": np.where(late, 0.0, 2.05 + UP)}, registry)
+    assert (zero.outcome, zero.held) == (U if relative else S, [])
+
+
 def test_a_value_is_asked_at_the_cell_that_validation_prefers(registry: Registry) -> None:
     axes = {"a": [0.1, 0.2]}
     scores = {"t · a · lr=0.1": 1 + UP, "t · a · lr=0.2": 2 + UP, "t · b": UP}
