@@ -221,7 +221,7 @@ class Evidence:
         scores = [score(cell) for cell in cells]
         if len(cells) == 1:
             return Chosen(scores[0], tuple(cells), cells[0], 0)
-        first = max(1, len(self.units) // 3)
+        first = choosing_seeds(len(self.units))
         choosing = np.arange(len(self.units)) < first
         votes = [self.scores(task, cell, vote, direction) for cell in cells]
         known = np.all([v.present for v in votes], axis=0) | ~choosing
@@ -302,6 +302,11 @@ def axes_told(axes: Mapping[str, Any]) -> list[str]:
     ['lr=0.001', 'hidden=64x64']
     """
     return told({name.partition(".")[2]: value for name, value in axes.items()})
+
+
+def choosing_seeds(seeds: int) -> int:
+    """How many of the seeds choose among cells: the first third, and one at least."""
+    return max(1, seeds // 3)
 
 
 def units(plan: Plan) -> tuple[str, list[int]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 
 from harness.claim import Claim, ClaimError
-from harness.judging.evidence import Evidence, units
+from harness.judging.evidence import Evidence, choosing_seeds, units
 from harness.judging.paired import at_least, holm, ranked_failures, sign_flip_p, smallest_p, student_p
 from harness.judging.scores import Contrast
 from harness.planning.claims import PlannedClaim
@@ -57,6 +58,11 @@ class Read:
     def seeds(self) -> int:
         """How many seeds judge it, those aside that were spent on choosing cells."""
         return min((int(contrast.scores.judged.sum()) for contrast in self.contrasts), default=0)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether seeds are spent on choosing cells."""
+        return not all(contrast.scores.judged.all() for contrast in self.contrasts)
 
     def smallest(self, n: int) -> tuple[float, float]:
         """The smallest p-values that any outcome could give with n seeds to judge."""
@@ -177,9 +183,14 @@ def corrected(family: int) -> str:
 
 
 def _too_few(read: Read, level: float, family: int) -> str:
-    return f"{read.seeds} seeds are too few at {level:.3g}, {corrected(family)}"
+    total = max((len(contrast.scores.judged) for contrast in read.contrasts), default=0)
+    spent = f", {total - read.seeds} of which choose a cell," if read.chooses else ""
+    return f"{total} seeds{spent} are too few at {level:.3g}, {corrected(family)}"
 
 
 def _needed(read: Read, level: float, family: int, sides: tuple[int, ...]) -> str:
-    enough = (n for n in range(1, 14) if min(read.smallest(n)[side] for side in sides) * family <= level)
-    return str(next(enough, "no number"))
+    judging = (n for n in range(1, 14) if min(read.smallest(n)[side] for side in sides) * family <= level)
+    least = next(judging, None)
+    if least is None:
+        return "no number"
+    return str(next(m for m in itertools.count(least) if m - read.chooses * choosing_seeds(m) >= least))

@@ -366,6 +366,19 @@ def test_the_plan_flags_what_no_outcome_could_decide(registry: Registry) -> None
     assert "found no trials" in next(iter(undecidable(alone, registry).values()))
 
 
+def test_the_plan_counts_the_seeds_that_choose_a_cell_beside_those_that_judge(registry: Registry) -> None:
+    """By hand: a claim needs five seeds that judge; of six the first two choose, and so do they of seven."""
+    for seeds, enough in ((5, False), (6, False), (7, True)):
+        plan = made_plan([{"better": "a", "than": "b"}], seeds=seeds, axes={"a": [0.1, 0.2]})
+        assert bool(undecidable(plan, registry)) is not enough
+        for reason in undecidable(plan, registry).values():
+            spent = f"{seeds} seeds, {seeds // 3} of which choose a cell, are too few at 0.05"
+            assert reason == f"{spent}, corrected for 1 claim: 7 would do"
+    plan = made_plan([{"better": "a", "than": "b"}], tasks=("t", "u"), seeds=7, axes={"a": [0.1, 0.2]})
+    (reason,) = one_sided(plan, registry).values()
+    assert reason.endswith("for contradicted: 8 would do")
+
+
 def test_the_plan_flags_what_could_come_out_one_way_only(registry: Registry) -> None:
     """Five seeds give p = 1/32 at best: enough for "on every one of two tasks", not for "not on every one", twice that."""
     claim = {"better": "a", "than": "b"}
