@@ -13,6 +13,7 @@ from harness.planning.errors import GridError, Where
 from harness.planning.plan import Plan
 from harness.planning.reading import parse
 from harness.planning.schema import Sequential
+from harness.planning.tuning import SEEDS_FROM
 from harness.recording.grids import Submission, submissions
 from harness.recording.records import Result
 from harness.recording.results import Results
@@ -45,9 +46,11 @@ def _written(submission: Submission, ended: Mapping[str, float]) -> Written:
         content = parse((submission.folder / "grid.yaml").read_text(encoding="utf-8"), Where("grid.yaml"))
     trials = submission.trials()
     seeds: dict[str, set[int]] = {}
+    end = SEEDS_FROM if content.get("tuning") else math.inf  # looks do not count the seeds of tuning
     for trial in trials:
         for stream, value in trial.spec["seed"].items():
-            seeds.setdefault(stream, set()).add(value)
+            if value < end:
+                seeds.setdefault(stream, set()).add(value)
     most = max((len(values) for values in seeds.values()), default=1)
     declared = content.get("sequential")
     looks = looks_of(Sequential(**declared) if declared else None, most)

@@ -151,6 +151,20 @@ def test_an_extension_before_any_result_and_one_that_was_declared_are_confirmato
         assert not made.reasons(plan)
 
 
+def test_the_seeds_of_tuning_are_none_of_the_looks(made: Folder) -> None:
+    """Three looks at six seeds: with the four seeds of tuning among them they would be others, and so would the claims."""
+    tuned = CLAIM + "sequential: {looks: 3}\ntuning: {trials: 2, seeds: 4, over: {lr: {loguniform: [1e-4, 1e-1]}}}\n"
+    plan = made.plan(tuned, 6)
+    assert {trial.spec.seed["init"] for trial in plan.trials if trial.tuning is not None} == {
+        1_000_000 + number for number in range(4)
+    }
+    made.submit(plan)
+    assert history(made.memory, "frozen")[0].claims == {claim.hash for claim in plan.claims.listed}
+    made.finish(plan)
+    assert not made.reasons(plan)
+    assert families(made, plan)[0] == [1]
+
+
 def families(made: Folder, plan: Plan) -> tuple[list[int], list[float]]:
     """For how many claims each verdict is corrected, and the p-values."""
     verdicts = judge_folder(plan, made.memory, made.registry)
