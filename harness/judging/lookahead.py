@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.judging.evidence import Curves, Evidence, units
+from harness.judging.history import Written
 from harness.judging.reading import looks, read_claims
 from harness.judging.verdicts import Outcome, judge
 from harness.planning.plan import Plan
@@ -29,15 +30,23 @@ class Batch:
 
 
 def next_batch(
-    plan: Plan, results: Mapping[str, Result], registry: Registry | None = None, *, curves: Curves | None = None
+    plan: Plan,
+    results: Mapping[str, Result],
+    registry: Registry | None = None,
+    *,
+    curves: Curves | None = None,
+    past: Sequence[Written] | None = None,
 ) -> Batch:
     """The trials that may be run next, at the error level that the grid has fixed.
 
     A sequential grid is judged at its looks alone, each with its part of the level, so spending goes from look to look and
     only on claims that are still open. A grid without a sequential rule has one look, with all of its seeds.
+
+    Args:
+        past: the submissions of the grid, as in `judge`: what they asked before stays in the family.
     """
     known = registry or Registry()
-    verdicts = judge(plan, results, known, curves=curves)
+    verdicts = judge(plan, results, known, curves=curves, past=past)
     decided = [verdict.hash for verdict in verdicts if verdict.outcome is not Outcome.UNDECIDED]
     undecided = [verdict.hash for verdict in verdicts if verdict.outcome is Outcome.UNDECIDED]
     if not undecided:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
+from harness.judging.history import history
 from harness.judging.lookahead import Batch, next_batch
 from harness.planning.plan import Plan
 from harness.planning.survey import survey
@@ -81,7 +82,8 @@ def _open(plan: Plan, results: Results, options: Options, registry: Registry) ->
     again = {trial.hash for trial in survey(plan, results, keep_stale=options.keep_stale).to_run}
     found = results.results(trial.hash for trial in plan.trials)
     kept = {hash: result for hash, result in found.items() if hash not in again}
-    return next_batch(plan, kept, registry, curves=lambda hash: results.trial(hash).records())
+    past = history(results, plan.name)
+    return next_batch(plan, kept, registry, curves=lambda hash: results.trial(hash).records(), past=past)
 
 
 def _run_batch(

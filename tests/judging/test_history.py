@@ -20,6 +20,8 @@ from harness.recording.grids import open_submission
 from harness.recording.records import RecordsError, Result, Status
 from harness.recording.results import Results
 from harness.registry import Registry
+from harness.running.deciding import _open
+from harness.running.driver import Options
 
 WARM = os.environ.get("HARNESS_CACHE") or str(Path.home() / ".cache" / "harness")
 """The cache of the session: a command of its own need not index the registries again."""
@@ -184,6 +186,21 @@ def test_a_claim_that_was_dropped_after_a_look_stays_in_the_family(made: Folder)
         (verdict,) = judge_folder(only, made.memory, made.registry)
         assert not verdict.exploratory and "corrected for 3 claims, 2 of them asked before" in verdict.reason
         made.submit(only)
+
+
+def test_what_was_asked_before_keeps_a_claim_open_until_the_next_look(made: Folder) -> None:
+    """By hand: at six of twelve seeds 1/64 is below half of .05 alone, and not for seven claims, six of them dropped."""
+    looks = "sequential: {looks: [6, 12]}\n"
+    others = "".join(f"  - {{better: adamw, than: balanced_adam, margin: {margin}}}\n" for margin in range(6))
+    seven = made.plan(CLAIM.replace("[", "\n  - ").replace("]", "") + others + looks, 12)
+    only = made.plan(CLAIM + looks, 12)
+    made.submit(seven)
+    made.finish(replace(only, trials=[trial for trial in only.trials if trial.spec.seed["init"] < 6]))
+    made.submit(only)
+    (verdict,) = judge_folder(only, made.memory, made.registry)
+    assert (verdict.outcome, verdict.family) == (Outcome.UNDECIDED, 7)
+    batch = _open(only, made.memory, Options(keep_stale=True), made.registry)
+    assert (batch.open, batch.look, len(batch.trials)) == ([only.claims.listed[0].hash], "2 of 2", 12)
 
 
 def test_the_plan_counts_what_was_asked_before(made: Folder) -> None:
