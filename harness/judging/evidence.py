@@ -115,6 +115,18 @@ class Evidence:
                 found.append(cell)
         return found
 
+    def matched(self, task: str, method: str, where: str = "*") -> list[str]:
+        """The same of a claim, which must be about something.
+
+        Raises:
+            ClaimError: if there are none.
+        """
+        found = self.cells(task, method, where)
+        if not found:
+            whose = method if where == "*" else f"{method} where {where}"
+            raise ClaimError(f"found no trial of {whose} on {task}, allowed: methods and points that the task has")
+        return found
+
     def methods(self, task: str, glob: str) -> list[str]:
         """The labels of the methods on a task that a glob matches."""
         return list(dict.fromkeys(self.trial(task, cell).method_label for cell in self.cells(task, glob)))

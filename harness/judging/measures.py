@@ -64,7 +64,7 @@ class Value(Claim):
 
     def _compared(self, evidence: Evidence, task: str) -> list[list[str]]:
         """The cells by method, of which the validation-best counts; under `each` every cell by itself."""
-        cells = evidence.cells(task, self.of, self.where)
+        cells = evidence.matched(task, self.of, self.where)
         if self.at == "each":
             return [[cell] for cell in cells]
         by_method: dict[str, list[str]] = {}

@@ -55,7 +55,7 @@ class Earlier(OverCells):
         from harness.judging.evidence import Contrast
         from harness.judging.screening import held_without
 
-        cells = evidence.cells(task, self.of, self.where)
+        cells = evidence.matched(task, self.of, self.where)
         metric = evidence.metric(task, self.by)
         names = self.earlier, self.than
         sides = [earliness_by_seed(evidence, task, cells, name, metric, self.direction) for name in names]
@@ -100,7 +100,7 @@ class Separates(OverCells):
         from harness.judging.evidence import Contrast
         from harness.judging.screening import early_readers, held_without
 
-        cells = evidence.cells(task, self.of, self.where)
+        cells = evidence.matched(task, self.of, self.where)
         vote = self.by or evidence.own(task)[0]
         regimes = regimes_of(evidence, task, cells, self.axis, vote, self.direction)
         names = [] if regimes is None else [regimes.named[cell] for cell in cells]

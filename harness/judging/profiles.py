@@ -38,7 +38,7 @@ class Profile(OverCells):
     def contrast(self, evidence: Evidence, task: str) -> Contrast:
         from harness.judging.evidence import Contrast, Scores
 
-        cells = evidence.cells(task, self.of, self.where)
+        cells = evidence.matched(task, self.of, self.where)
         if len(cells) < 2:
             raise ClaimError(
                 f"of: found {len(cells)} cells on {task}, allowed: at least two, whose profiles are compared"

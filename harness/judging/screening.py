@@ -128,7 +128,7 @@ def held_without(
 
 def precision_by_seed(claim: Precision, evidence: Evidence, task: str) -> Contrast:
     """The precision of a rule on each seed left out, minus the bound or the precision of the other rule."""
-    cells = evidence.cells(task, claim.of, claim.where)
+    cells = evidence.matched(task, claim.of, claim.where)
     metric = evidence.metric(task, claim.by)
     sign = evidence.sign(task, metric, claim.direction)
     final = [evidence.scores(task, cell, metric, claim.direction) for cell in cells]
@@ -157,7 +157,7 @@ def precision_by_seed(claim: Precision, evidence: Evidence, task: str) -> Contra
 
 def rules_by_seed(claim: Screening, evidence: Evidence, task: str) -> list[Contrast]:
     """The precision of a screening rule on each seed left out, minus that of each other rule, or of keeping all runs."""
-    cells = evidence.cells(task, claim.of, claim.where)
+    cells = evidence.matched(task, claim.of, claim.where)
     runs = label([run for cell in cells for run in _runs(claim, evidence, task, cell)])
 
     def precisions(rule: str) -> NDArray[np.float64]:
@@ -214,7 +214,7 @@ def correlation_by_seed(claim: Correlated, evidence: Evidence, task: str) -> Con
     A run that diverged ranks worst in the second metric, if that has a direction and the first is known; otherwise it is
     left out and counted. Where a side does not vary there is no correlation: it may be anything.
     """
-    cells = evidence.cells(task, claim.of, claim.where)
+    cells = evidence.matched(task, claim.of, claim.where)
     better = claim.direction or better_when(claim.against, evidence.own(task))
     worst = {"max": -math.inf, "min": math.inf}.get(better)
     numbers, left_out = [], 0
@@ -253,7 +253,7 @@ def saving(claim: Saves, evidence: Evidence, task: str) -> Contrast:
     name = "time to the target" if claim.to is not None else claim.by or "time/train_seconds"
     sides = []
     for glob in (claim.saves, claim.than):
-        cells = evidence.cells(task, glob, claim.where)
+        cells = evidence.matched(task, glob, claim.where)
         sides.append(evidence.choose(task, cells, lambda cell: evidence.collect(task, cell, cost, name), *own))
     ours, theirs = sides
     details = {"ours": ours.told(), "theirs": theirs.told()}

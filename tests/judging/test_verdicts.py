@@ -537,6 +537,33 @@ def test_kinds_over_cells_ask_for_one_trial_of_a_seed(registry: Registry) -> Non
     assert "seeds: found several trials with one init" in verdict.reason
 
 
+@pytest.mark.parametrize(
+    "claim",
+    [
+        {"correlated": "probe/x", "against": "test/accuracy", "above": 0.5},
+        {"earlier": "probe/x", "than": "val/accuracy"},
+        {"separates": "probe/x", "axis": "lr", "above": 0.8},
+        {"precision": "probe/x", "success": 0.9, "recall": 0.8, "above": 0.5},
+        {"screening": "lr", "than": ["oui"], "recall": 0.8},
+        {"profile": "probe/x", "above": 0.5},
+        {"value": "test/accuracy", "above": 0.5, "of": "a"},
+    ],
+    ids=lambda claim: next(iter(claim)),
+)
+def test_a_claim_about_no_cell_is_refused_and_no_traceback(claim: dict[str, Any], registry: Registry) -> None:
+    """A `where` that matches nothing, and a method that is left out of one of the tasks."""
+    for more, without in (({"where": "lr=7"}, ""), ({"of": "a"}, "u")):
+        plan = made_plan([claim | more], tasks=("t", "u"), axes={"a": [0.01, 1.0, 100.0]})
+        left = [trial for trial in plan.trials if (trial.task_label, trial.method_label) != (without, "a")]
+        plan = replace(plan, trials=left)
+        (doubt,) = undecidable(plan, registry).values()
+        assert "found no trial of " in doubt
+        scores = {trial.cell: UP for trial in plan.trials}
+        (verdict,) = judge(plan, ended(plan, scores), registry, curves=lambda hash: [])
+        assert verdict.outcome is U
+        assert "found no trial of " in verdict.reason
+
+
 def test_a_screened_and_a_diverged_split_of_one_seed_say_nothing(registry: Registry) -> None:
     plan = made_plan([{"value": "test/accuracy", "of": "a", "above": 0.1}], methods=("a",), seeds=20)
     trials = [
