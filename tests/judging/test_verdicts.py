@@ -544,7 +544,7 @@ def test_kinds_over_cells_ask_for_one_trial_of_a_seed(registry: Registry) -> Non
         {"earlier": "probe/x", "than": "val/accuracy"},
         {"separates": "probe/x", "axis": "lr", "above": 0.8},
         {"precision": "probe/x", "success": 0.9, "recall": 0.8, "above": 0.5},
-        {"screening": "lr", "than": ["oui"], "recall": 0.8},
+        {"screening": "lr", "recall": 0.8},
         {"profile": "probe/x", "above": 0.5},
         {"value": "test/accuracy", "above": 0.5, "of": "a"},
     ],
