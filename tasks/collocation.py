@@ -19,8 +19,8 @@ CANDIDATES = 4
 class Collocation:
     """Draws the points of one equation.
 
-    A batch holds `interior`; `boundary` on the spatial faces in turn, or for a periodic field `lower` and `upper`, which
-    face each other; and `initial`, at the first moment of an equation in time.
+    A batch holds `interior`; `boundary` on the spatial faces, equally many on each, or for a periodic field `lower` and
+    `upper`, which face each other; and `initial`, at the first moment of an equation in time.
 
     Args:
         equation: whose box the points lie in.
@@ -55,9 +55,8 @@ class Collocation:
         """The next points."""
         points = self._in_box(sum(self._sizes.values()))
         batch = dict(zip(self._sizes, points.split(list(self._sizes.values())), strict=True))
-        faces = self._equation.faces
-        for number, (coordinate, value) in enumerate(faces):
-            batch["boundary"][number :: len(faces), coordinate] = value
+        for number, (coordinate, value) in enumerate(self._equation.faces):
+            batch["boundary"][self._on_face(number), coordinate] = value
         if "initial" in batch:
             batch["initial"][:, -1] = self._equation.domain[-1][0]
         if "pairs" in batch:
@@ -79,6 +78,13 @@ class Collocation:
         weights = size / size.mean().clamp(min=torch.finfo(size.dtype).tiny) + 1
         chosen = torch.multinomial(weights, len(batch["interior"]), generator=self._generator)
         return batch | {"interior": candidates[chosen]}
+
+    def _on_face(self, number: int) -> slice:
+        """Which boundary points lie on a face: a run of Sobol's, as every second one of them lies in the same half of the box."""
+        faces, count = len(self._equation.faces), self._sizes["boundary"]
+        if self._sobol is None:
+            return slice(number, None, faces)
+        return slice(number * count // faces, (number + 1) * count // faces)
 
     def _in_box(self, count: int) -> Tensor:
         lower, upper = torch.tensor(self._equation.domain).T

@@ -23,7 +23,7 @@ from harness.training.ranks import DistributedRanks
 from harness.training.trial import build_recipe, settings
 from tasks.collocation import Collocation
 from tasks.derivatives import Jet
-from tasks.equations import Burgers, Equation, KdV, Poisson
+from tasks.equations import Burgers, Equation, KdV, Kovasznay, Poisson, TaylorGreen
 from tasks.informed import PhysicsInformed, PhysicsRecipe, relative_l2
 from tasks.physics import BurgersPINN, KdVPINN, NavierStokesPINN, PhysicsTask, PoissonPINN
 
@@ -266,6 +266,22 @@ def test_sobol_points_fill_the_box_more_evenly() -> None:
         return float(np.abs(counts - 16).max())
 
     assert gap(1) <= 3 < gap(None)
+
+
+@pytest.mark.parametrize("equation", [Poisson(), Burgers(), Kovasznay(), TaylorGreen()], ids=lambda e: type(e).__name__)
+def test_sobol_points_cover_every_face(equation: Equation) -> None:
+    faces, each = equation.faces, 32
+    drawn = Collocation(equation, (100, each * len(faces), 8), torch.Generator().manual_seed(0), 7)
+    lower, upper = torch.tensor(equation.domain).T
+    for _ in range(3):
+        boundary = (drawn.draw()["boundary"] - lower) / (upper - lower)
+        for coordinate, value in faces:
+            end = (value - lower[coordinate]) / (upper[coordinate] - lower[coordinate])
+            face = boundary[boundary[:, coordinate] == end]
+            assert len(face) == each
+            for other in set(range(len(lower))) - {coordinate}:
+                halves = [int((face[:, other] < 0.5).sum()), int((face[:, other] >= 0.5).sum())]
+                assert min(halves) >= 14, (coordinate, value, other, halves)
 
 
 def test_adaptive_points_lie_where_the_residual_is() -> None:
