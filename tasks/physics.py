@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ import torch
 
 from harness import Recipe, Task, Workload, register_task
 from harness.streams import Streams
+from tasks.data import place
 from tasks.equations import (
     AllenCahn,
     Burgers,
@@ -89,9 +89,7 @@ class PhysicsTask(Task):
         return built
 
     def data_digest(self) -> str:
-        if not self.reference:
-            return ""
-        return hashlib.sha256(data_file(self.reference).read_bytes()).hexdigest()[:16]
+        return place.digest([data_file(self.reference)]) if self.reference else ""
 
 
 @register_task("poisson/pinn")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from tasks.data.place import MissingData, folder
 
 Real = npt.NDArray[Any]
 Complex = npt.NDArray[Any]
@@ -132,13 +133,11 @@ def data_file(name: str) -> Path:
     """A reference file in the data folder: `pinn/NAME` under `HARNESS_DATA`, by default `~/.cache/harness`.
 
     Raises:
-        FileNotFoundError: if it is not there.
+        MissingData: if it is not there.
     """
-    path = Path(os.environ.get("HARNESS_DATA") or Path.home() / ".cache" / "harness") / "pinn" / name
+    path = folder() / "pinn" / name
     if not path.is_file():
-        raise FileNotFoundError(
-            f"reference: found no {path}; put the file there, or set HARNESS_DATA to its data folder"
-        )
+        raise MissingData(f"reference: found no {path}; put the file there, or set HARNESS_DATA to its data folder")
     return path
 
 

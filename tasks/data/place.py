@@ -76,11 +76,12 @@ def digest(paths: Iterable[Path]) -> str:
 def listing_digest(root: Path) -> str:
     """A digest of the names and sizes of all files below a folder, for folders too large to be read for it.
 
-    An image replaced by one of the same size is not noticed.
+    An image replaced by one of the same size is not noticed. A cached plan holds until an image is added or taken away: the
+    times of so many files would take as long as the digest.
     """
-    depends_on([root])
-    sha = hashlib.sha256()
-    for path in sorted(root.rglob("*")):
+    sha, below = hashlib.sha256(), sorted(root.rglob("*"))
+    depends_on([root, *(path for path in below if path.is_dir())])
+    for path in below:
         if path.is_file():
             sha.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
     return sha.hexdigest()[:16]

@@ -12,6 +12,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.autoaugment import RandAugment, _apply_op
 
 from harness import Batch
+from harness.inputs import unchanged, watching
 from harness.streams import Streams
 from tasks import data
 from tasks.data import EpochOrder, Split, Splits, Standardiser, augment, files, place
@@ -236,6 +237,16 @@ def test_folders_of_images(folder: Path) -> None:
     before = data.digest("imagenet100")
     (folder / "imagenet100" / "train" / "class0" / "0.png").write_bytes(b"shorter")
     assert data.digest("imagenet100") != before
+
+
+def test_a_plan_depends_on_the_folders_of_its_images(folder: Path) -> None:
+    for part in ("train", "val"):
+        write_images(folder / "imagenet100" / part, 2, 2, (8, 8))
+    with watching() as seen:
+        before = data.digest("imagenet100")
+    assert unchanged(seen)
+    (folder / "imagenet100" / "train" / "class1" / "more.png").write_bytes(b"an image")
+    assert not unchanged(seen) and data.digest("imagenet100") != before
 
 
 def test_small_images_are_decoded_as_they_are(folder: Path) -> None:

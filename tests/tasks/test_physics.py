@@ -14,6 +14,7 @@ from torch import Tensor
 from harness.composition import Composition
 from harness.conformance import run_short, short_spec
 from harness.identity import Part, TrialSpec
+from harness.inputs import unchanged, watching
 from harness.method import State
 from harness.recording.records import Status
 from harness.registry import Registry
@@ -22,6 +23,7 @@ from harness.training import stepping
 from harness.training.ranks import DistributedRanks
 from harness.training.trial import build_recipe, settings
 from tasks.collocation import Collocation
+from tasks.data.place import MissingData
 from tasks.derivatives import Jet
 from tasks.equations import Burgers, Equation, KdV, Kovasznay, Poisson, TaylorGreen
 from tasks.informed import PhysicsInformed, PhysicsRecipe, relative_l2
@@ -315,7 +317,7 @@ def test_relative_l2_is_the_norm_of_the_error_over_that_of_the_solution() -> Non
 def test_a_data_file_is_scored_against(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HARNESS_DATA", str(tmp_path))
     task = BurgersPINN(reference="field.npz")
-    with pytest.raises(FileNotFoundError, match=r"reference: found no .*field\.npz"):
+    with pytest.raises(MissingData, match=r"reference: found no .*field\.npz"):
         task.data_digest()
     (tmp_path / "pinn").mkdir()
     x, t = np.linspace(-1, 1, 20), np.linspace(0, 1, 10)
@@ -333,6 +335,20 @@ def test_a_data_file_is_scored_against(tmp_path: Path, monkeypatch: pytest.Monke
         with torch.no_grad():
             assert built.evaluate(Product(), split)["relative_l2"] < 1e-6
     assert len(task.data_digest()) == 16
+
+
+def test_a_plan_depends_on_its_reference_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HARNESS_DATA", "~/data")
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "data" / "pinn" / "field.npz"
+    file.parent.mkdir(parents=True)
+    np.savez(file, x=[-1, 1], t=[0, 1], usol=np.zeros((2, 2)))
+    with watching() as seen:
+        before = BurgersPINN(reference="field.npz").data_digest()
+    assert unchanged(seen)
+    np.savez(file, x=[-1, 1], t=[0, 1], usol=np.ones((2, 2)))
+    assert not unchanged(seen) and BurgersPINN(reference="field.npz").data_digest() != before
 
 
 @pytest.mark.parametrize("task", [PoissonPINN(), NavierStokesPINN(flow="taylor_green")], ids=["one", "three outputs"])
