@@ -27,7 +27,7 @@ from tasks.equations import (
 from tasks.informed import PhysicsInformed, PhysicsRecipe
 from tasks.networks import Architecture, FieldActivation, Initialisation, Normalisation, field_network
 from tasks.options import positive
-from tasks.references import data_file, load_reference
+from tasks.references import LEAST_VISCOSITY, data_file, load_reference
 
 RAISSI = "Raissi, Perdikaris & Karniadakis 2019, doi 10.1016/j.jcp.2018.10.045"
 
@@ -133,7 +133,9 @@ class BurgersPINN(PhysicsTask):
     viscosity: float = 0.01 / math.pi
 
     def __post_init__(self) -> None:
-        positive(self, "viscosity")
+        if not self.viscosity >= LEAST_VISCOSITY:
+            allowed = f"at least {LEAST_VISCOSITY:g}, where the reference is exact"
+            raise ValueError(f"viscosity: found {self.viscosity}, allowed: {allowed}")
         super().__post_init__()
 
     def recipe(self) -> PhysicsRecipe:

@@ -22,7 +22,7 @@ from tasks.equations import (
     Schrodinger,
     TaylorGreen,
 )
-from tasks.references import Evolution, cole_hopf, load_reference, solve
+from tasks.references import LEAST_VISCOSITY, Evolution, cole_hopf, load_reference, solve
 
 EXACT = [Poisson(), Helmholtz(), Kovasznay(), Kovasznay(40.0), TaylorGreen(), TaylorGreen(5.0)]
 PUBLISHED = {"AC.mat": (AllenCahn(), 2e-5), "KdV.mat": (KdV(), 1e-7), "NLS.mat": (Schrodinger(), 3e-5)}
@@ -126,6 +126,19 @@ def test_cole_hopf_is_odd_and_starts_as_a_sine() -> None:
         u = cole_hopf(x, np.full(21, t), 0.01 / np.pi)
         np.testing.assert_allclose(u, -u[::-1], atol=1e-12)
     np.testing.assert_allclose(cole_hopf(x, np.zeros(21), 0.1), -np.sin(np.pi * x), atol=1e-12)
+
+
+def test_cole_hopf_is_exact_at_the_least_viscosity() -> None:
+    """Against the trapezium rule on 400,001 points."""
+    generator = np.random.default_rng(0)
+    x, t = generator.uniform(-1, 1, 40), generator.uniform(0.05, 1, 40)
+    expected = []
+    for place, time in zip(x, t, strict=True):
+        y = np.linspace(place - 1.5, place + 1.5, 400_001)
+        exponent = -np.cos(np.pi * y) / (2 * np.pi * LEAST_VISCOSITY) - (place - y) ** 2 / (4 * LEAST_VISCOSITY * time)
+        density = np.exp(exponent - exponent.max())
+        expected.append(-(np.sin(np.pi * y) * density).sum() / density.sum())
+    np.testing.assert_allclose(cole_hopf(x, t, LEAST_VISCOSITY), expected, rtol=0, atol=1e-10)
 
 
 def published(name: str) -> Path:
