@@ -25,6 +25,11 @@ def autocast(recipe: SupervisedRecipe, device: torch.device) -> AbstractContextM
     return torch.autocast(device.type, torch.bfloat16) if recipe.autocast else nullcontext()
 
 
+def of_trial(logits: Tensor) -> Tensor:
+    """Logits of a forward pass in bfloat16 in the precision of the trial, which all others have already."""
+    return logits.to(torch.get_default_dtype())
+
+
 class Inputs:
     """Makes what a model takes out of what a data set holds: bytes of images, tables, or numbers of files.
 
@@ -114,7 +119,7 @@ class Classification(Workload):
         with autocast(self._recipe, self._inputs.device):
             logits = model(batch["inputs"])
             smoothing = self._recipe.label_smoothing
-            loss = functional.cross_entropy(logits.float(), batch["labels"], label_smoothing=smoothing)
+            loss = functional.cross_entropy(of_trial(logits), batch["labels"], label_smoothing=smoothing)
         return Objective(loss, {"logits": logits}, len(batch["labels"]))
 
     def evaluate(self, model: nn.Module, split: Literal["val", "test"]) -> dict[str, float]:
@@ -123,7 +128,7 @@ class Classification(Workload):
         loss, correct = torch.zeros((), dtype=torch.float64), 0
         for inputs, labels in self._chunks(part):
             with autocast(self._recipe, self._inputs.device):
-                logits = model(self._inputs.finished(inputs)).float()
+                logits = of_trial(model(self._inputs.finished(inputs)))
             labels = labels.to(logits.device)
             loss += functional.cross_entropy(logits, labels, reduction="sum").double().cpu()
             correct += int((logits.argmax(dim=1) == labels).sum())

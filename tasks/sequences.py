@@ -16,7 +16,7 @@ from harness.streams import Streams
 from tasks.data import EpochOrder, Splits
 from tasks.data.pipeline import Pipeline
 from tasks.data.text import Corpus, Row
-from tasks.images import autocast
+from tasks.images import autocast, of_trial
 from tasks.recipes import SupervisedRecipe
 
 PAD = 0
@@ -49,7 +49,7 @@ class Text(Workload):
     def _loss(self, model: nn.Module, batch: Batch, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
         with autocast(self._recipe, self._device):
             logits = model(batch["inputs"])
-        flat = logits.float().flatten(0, -2)
+        flat = of_trial(logits).flatten(0, -2)
         return functional.cross_entropy(flat, batch["targets"].flatten(), label_smoothing=smoothing), logits
 
     def objective(self, model: nn.Module, batch: Batch) -> Objective:

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from synthetic import take_one_step, write_answers, write_corpus
+from torch.nn.functional import cross_entropy
 
 from harness.activations import gates
+from harness.conformance import short_spec
 from harness.registry import Registry
 from harness.streams import Streams
-from harness.training.trial import build_recipe
+from harness.training.trial import build_recipe, settings
 from tasks.data import MissingData, text, text_prepare
 from tasks.sequences import corrupt, raw_length, spans, spread
 
@@ -80,6 +82,16 @@ def test_a_language_model_s_targets_are_the_next_tokens(registry: Registry) -> N
     )
     assert scores["loss"] == pytest.approx(expected, abs=1e-5)
     assert scores["perplexity"] == pytest.approx(np.exp(expected), rel=1e-5)
+
+
+def test_float64_is_float64_in_the_loss(registry: Registry) -> None:
+    with settings(short_spec(registry, "stdlib/gpt_tiny", [], precision="float64")):
+        task = registry.build_task("stdlib/gpt_tiny", {"context": 16, "eval_tokens": 64})
+        workload = task.workload(build_recipe(task, {"steps": 1, "batch": 4}), Streams(0), torch.device("cpu"))
+        batch = workload.next_batch()
+        loss = workload.objective(workload.model, batch).value
+        expected = cross_entropy(workload.model(batch["inputs"]).flatten(0, -2), batch["targets"].flatten())
+    assert loss.dtype == torch.float64 and loss.item() == expected.item()
 
 
 def test_span_corruption_loses_nothing() -> None:

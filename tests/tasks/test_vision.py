@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from synthetic import stand_in, take_one_step, write_images
+from torch.nn.functional import cross_entropy
 
 from harness import Recipe
+from harness.conformance import short_spec
 from harness.registry import Registry
 from harness.streams import Streams
-from harness.training.trial import build_recipe
+from harness.training.trial import build_recipe, settings
 from tasks.images import Classification
 from tasks.recipes import ImageRecipe
 
@@ -135,6 +137,17 @@ def test_smoothing_and_autocast_change_the_objective_as_torch_does(
     torch.testing.assert_close(values["smooth"].value, expected)
     assert values["bf16"].predictions["logits"].dtype == torch.bfloat16
     torch.testing.assert_close(values["bf16"].predictions["logits"].float(), logits, atol=0.03, rtol=0.03)
+
+
+def test_float64_is_float64_in_the_loss(registry: Registry) -> None:
+    with settings(short_spec(registry, "digits/any", [], precision="float64")), torch.no_grad():
+        built = workload(registry, "digits/any", {"steps": 1}, model="mlp")
+        batch, val = built.next_batch(), built.splits.val
+        loss = built.objective(built.model, batch).value
+        assert loss.dtype == torch.float64
+        assert loss.item() == cross_entropy(built.model(batch["inputs"]), batch["labels"]).item()
+        expected = cross_entropy(built.model(built._inputs.finished(val.inputs)), val.labels).item()
+        assert built.evaluate(built.model, "val")["loss"] == pytest.approx(expected, rel=1e-12)
 
 
 def test_grey_images_are_widened_and_resized(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
