@@ -42,6 +42,11 @@ class PhysicsRecipe(Recipe):
                 raise ValueError(f"{name}: found {getattr(self, name)}, must be positive")
         if self.resample < 0:
             raise ValueError(f"resample: found {self.resample}, must not be negative")
+        if self.accumulate > 1 and self.resample != 1:
+            raise ValueError(
+                f"accumulate: found {self.accumulate}, allowed: 1 where resample is {self.resample}: a step draws its sets "
+                "one by one and cannot keep several"
+            )
         super().__post_init__()
 
 

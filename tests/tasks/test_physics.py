@@ -100,6 +100,8 @@ def test_ranks_share_both_kinds_of_points() -> None:
         (lambda: PhysicsRecipe(boundary_weight=-1.0), "boundary_weight: found -1.0, must be positive"),
         (lambda: PhysicsRecipe(residual_weight=0.0), "residual_weight: found 0.0, must be positive"),
         (lambda: PhysicsRecipe(batch=0), "batch: found 0, must be positive"),
+        (lambda: PhysicsRecipe(accumulate=2, resample=0), "accumulate: found 2, allowed: 1 where resample is 0"),
+        (lambda: PhysicsRecipe(accumulate=2, resample=3), "accumulate: found 2, allowed: 1 where resample is 3"),
     ],
 )
 def test_bad_options_say_what_is_allowed(build: object, message: str) -> None:
