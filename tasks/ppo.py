@@ -24,7 +24,7 @@ class PPORecipe(Recipe):
     The budget is given as `env_steps`, or as `steps`, optimizer steps; `resolve` fills in the other one.
     An update collects `envs` × `rollout` environment steps and takes `epochs` passes over them in minibatches of
     `batch`; every one is recorded unless `record_every` says otherwise. As in CleanRL, the learning rate is annealed from update
-    to update and is constant within one.
+    to update and is constant within one; a phase that begins within an update begins with its own rate.
 
     >>> recipe = PPORecipe(env_steps=100_000).resolve()
     >>> recipe.updates, recipe.steps, recipe.env_steps
@@ -109,7 +109,8 @@ class PPORecipe(Recipe):
         return replace(super().resolve(), steps=self.length, env_steps=env_steps, record_every=every)
 
     def rate_factor(self, step: int) -> float:
-        return super().rate_factor(step - step % self.steps_per_update)
+        phase = max((start for start in self.switches if start <= step), default=0)
+        return super().rate_factor(max(phase, step - step % self.steps_per_update))
 
 
 class ActorCritic(nn.Module):

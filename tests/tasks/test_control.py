@@ -147,6 +147,14 @@ def test_learning_rate_is_annealed_per_update() -> None:
 # --- formulas
 
 
+def test_a_phase_within_an_update_has_its_own_rate() -> None:
+    """An update has 16 steps; L-BFGS has no schedule, and the second phase's linear one goes from 1 over 24 steps."""
+    last = PPORecipe(steps=32, phases=("adam 24", "lbfgs 8")).resolve()
+    assert [last.rate_factor(step) for step in (23, 24, 31)] == [pytest.approx(1 / 3), 1.0, 1.0]
+    two = PPORecipe(steps=48, phases=("adam 24", "sgd 24")).resolve()
+    assert [two.rate_factor(step) for step in (0, 16, 24, 31, 32, 47)] == pytest.approx([1, 1 / 3, 1, 1, 2 / 3, 2 / 3])
+
+
 def test_gae_against_the_sum_of_its_definition() -> None:
     rng = np.random.default_rng(0)
     time, envs, gamma, lam = 40, 5, 0.97, 0.9
