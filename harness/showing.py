@@ -164,14 +164,13 @@ def conclusion(out: Console, plan: Plan, results: Results, line: str) -> int:
         line: the grid as the next command names it, with its options.
     """
     from harness.judging import leaderboard  # it imports scipy, which the other commands do without
+    from harness.judging.report_data import task_tables
 
     found = results.results(trial.hash for trial in plan.trials)
-    entries = [
-        leaderboard.Entry(trial.hash, trial.task_label, trial.method_label, *plan.metrics[trial.spec.task])
-        for trial in plan.reported
-    ]
-    for task, rows in leaderboard.rank(entries, found).items():
-        out.print(leaderboard.table(task, rows))
+    for rows in task_tables(plan, found):
+        out.print(leaderboard.table(rows))
+        if rows.choice:
+            out.print(rows.choice)
         out.print()
     bad = [(trial, found.get(trial.hash)) for trial in plan.trials]
     trouble = [(trial, result) for trial, result in bad if result is None or not result.status.good]

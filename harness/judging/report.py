@@ -241,7 +241,7 @@ def task_lines(table: TaskTable) -> list[str]:
     for r in table.rows:
         interval = "" if r.low is None else f"[{number(r.low)}, {number(r.high)}]"
         seconds = "" if r.seconds is None else number(r.seconds, 3)
-        rows.append([r.label, number(r.mean), interval, f"{r.finished}/{r.trials}", r.others, seconds, mark(r)])
+        rows.append([r.label, number(r.mean), interval, f"{r.finished}/{r.seeds}", r.others, seconds, mark(r)])
     return [*markdown_table(columns, rows), "", NORMAL, *([literal(table.note)] if table.note else [])]
 
 

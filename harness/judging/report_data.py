@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from harness.claim import ClaimError
-from harness.judging.evidence import WORST, Curves, Evidence
+from harness.judging.evidence import WORST, Chosen, Curves, Evidence
 from harness.judging.figures import SERIES
 from harness.judging.history import history
 from harness.judging.paired import holm, ranked_failures, sign_flip_p, smallest_p
@@ -40,9 +40,11 @@ class Row:
     """Student's 95 % interval over seeds; None for a single one."""
     high: float | None
     finished: int
-    trials: int
+    """Seeds with all their trials finished; a seed has several where several streams vary."""
+    seeds: int
+    """Those that are counted: without the ones that chose the cell."""
     worst: int
-    """Trials that diverged or ran out of memory or time."""
+    """Seeds with a trial that diverged or ran out of memory or time."""
     seconds: float | None
     """Mean seconds of training."""
     others: str = ""
@@ -54,6 +56,13 @@ class Row:
     """Against the baseline: `better`, `worse`, `no difference shown`; empty for the baseline and where trials are missing."""
     p: float | None = None
     """Two-sided, after Holm over the methods of the task."""
+
+    @property
+    def choice(self) -> str:
+        """Which of several cells it is: `lr=0.001, best of 3 on validation`."""
+        if self.chosen_from == 1:
+            return ""
+        return f"{' · '.join(self.cell.split(' · ')[2:])}, best of {self.chosen_from} on validation"
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,8 @@ class TaskTable:
     """Each method at its validation-best cell."""
     cells: list[Row]
     """Every cell, where a method has several."""
+    choice: str
+    """Which seeds chose the cells, where a method has several."""
     note: str
 
 
@@ -126,6 +137,14 @@ def gather(plan: Plan, memory: Results, registry: Registry) -> Findings:
     )
 
 
+def task_tables(plan: Plan, results: dict[str, Result]) -> list[TaskTable]:
+    """The tables of all tasks of a plan that has trials left to show."""
+    if not plan.reported:
+        return []
+    evidence = Evidence(plan, results)
+    return [task_table(evidence, task) for task in evidence.tasks("*")]
+
+
 def task_table(evidence: Evidence, task: str) -> TaskTable:
     """The methods on a task at their validation-best cells, each marked against the baseline.
 
@@ -138,7 +157,7 @@ def task_table(evidence: Evidence, task: str) -> TaskTable:
     baseline = next(iter(chosen))
     rows = {}
     for name, choice in chosen.items():
-        rows[name] = row(evidence, task, choice.best, name, len(choice.cells))
+        rows[name] = row(evidence, task, choice.best, name, choice)
     tests = {n: two_sided(c.scores.minus(chosen[baseline].scores)) for n, c in chosen.items() if n != baseline}
     known = {name: found for name, found in tests.items() if found is not None}
     adjusted = dict(zip(known, holm([p for p, _, _ in known.values()]), strict=True))
@@ -154,8 +173,20 @@ def task_table(evidence: Evidence, task: str) -> TaskTable:
         baseline=baseline,
         rows=coloured(evidence, ordered(evidence, task, list(rows.values()))),
         cells=ordered(evidence, task, cells) if len(cells) > len(rows) else [],
+        choice=choice_note(chosen.values()),
         note=note(known, level, baseline),
     )
+
+
+def choice_note(chosen: Iterable[Chosen]) -> str:
+    """Which seeds chose the cells that are shown, and which its numbers are of; nothing where no method has several."""
+    several = next((choice for choice in chosen if len(choice.cells) > 1), None)
+    if several is None:
+        return ""
+    every, told = len(several.scores.judged), "Where a method has several cells, "
+    if several.seeds == every:
+        return f"{told}the only seed chose the one that is shown: its number is too good for having been the best."
+    return f"{told}the first {several.seeds} of {every} seeds chose the one that is shown, and its numbers are those of the others."
 
 
 def note(tests: dict[str, tuple[float, float, int]], level: float, baseline: str) -> str:
@@ -178,19 +209,17 @@ def two_sided(difference: Scores) -> tuple[float, float, int] | None:
     return min(1.0, 2 * min(above, below)), 1.0 if above < below else -1.0, len(bounds[0])
 
 
-def row(evidence: Evidence, task: str, cell: str, label: str, chosen_from: int = 1) -> Row:
-    """One cell: mean and interval over the seeds that finished."""
+def row(evidence: Evidence, task: str, cell: str, label: str, choice: Chosen | None = None) -> Row:
+    """One cell: mean and interval over the seeds that finished; without those that chose it, if others are there."""
     metric = evidence.metric(task, "")
-    trials = cell_trials(evidence, task, cell)
+    seeds = counted(evidence, task, cell, choice)
+    trials = [trial for own in seeds for trial in own]
     ended = [evidence.results[trial.hash] for trial in trials if trial.hash in evidence.results]
-    finished = [result for result in ended if result.status is Status.FINISHED and metric in result.metrics]
-    values = [result.metrics[metric] for result in finished]
+    values = [value for own in seeds if (value := seed_mean(evidence, own, metric)) is not None]
     mean, half = mean_interval(values) if values else (None, None)
     bounds = (None, None) if mean is None or half is None else (mean - half, mean + half)
-    statuses = [
-        str(evidence.results[trial.hash].status) if trial.hash in evidence.results else "not run" for trial in trials
-    ]
-    others = Counter(status for status in statuses if status != Status.FINISHED)
+    others = Counter(status for trial in trials if (status := end_of(evidence, trial)) != Status.FINISHED)
+    finished = [result for result in ended if result.status is Status.FINISHED]
     seconds = [r.metrics["time/train_seconds"] for r in finished if "time/train_seconds" in r.metrics]
     return Row(
         label=label,
@@ -199,13 +228,35 @@ def row(evidence: Evidence, task: str, cell: str, label: str, chosen_from: int =
         mean=mean,
         low=bounds[0],
         high=bounds[1],
-        finished=len(finished),
-        trials=len(trials),
-        worst=sum(result.status in WORST for result in ended),
+        finished=len(values),
+        seeds=len(seeds),
+        worst=sum(any(end_of(evidence, trial) in WORST for trial in own) for own in seeds),
         seconds=float(np.mean(seconds)) if seconds else None,
         others=", ".join(f"{count} {status}" for status, count in others.most_common()),
-        chosen_from=chosen_from,
+        chosen_from=len(choice.cells) if choice else 1,
     )
+
+
+def counted(evidence: Evidence, task: str, cell: str, choice: Chosen | None) -> list[list[PlannedTrial]]:
+    """The trials of a cell by seed: of the seeds that did not choose it, or of all where none is left."""
+    every = evidence.units_of(task, cell)
+    if choice is None or not choice.scores.judged.any():
+        return every
+    judged = dict(zip(evidence.units, choice.scores.judged, strict=True))
+    return [trials for trials in every if judged[trials[0].spec.seed[evidence.stream]]]
+
+
+def seed_mean(evidence: Evidence, trials: Sequence[PlannedTrial], metric: str) -> float | None:
+    """A metric over the trials of one seed, which are no independent evidence; None unless all of them finished with it."""
+    values = [evidence.value(trial, metric) for trial in trials if end_of(evidence, trial) == Status.FINISHED]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(trials) else None
+
+
+def end_of(evidence: Evidence, trial: PlannedTrial) -> str:
+    """How a trial ended, or `not run`."""
+    result = evidence.results.get(trial.hash)
+    return result.status if result else "not run"
 
 
 def cell_trials(evidence: Evidence, task: str, cell: str) -> list[PlannedTrial]:
@@ -218,7 +269,7 @@ def ordered(evidence: Evidence, task: str, rows: list[Row]) -> list[Row]:
     sign = 1.0 if evidence.own(task)[1] == "min" else -1.0
 
     def place(one: Row) -> tuple[float, float]:
-        return one.worst / one.trials, math.inf if one.mean is None else sign * one.mean
+        return one.worst / one.seeds, math.inf if one.mean is None else sign * one.mean
 
     return sorted(rows, key=place)
 

@@ -1,6 +1,7 @@
 """Grids with made-up results: what is true of them is known."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,17 @@ def made_plan(
     return Plan(
         "made", "made.yaml", list(tasks), list(methods), trials, metrics, claims=Claims(planned, level, tuple(looks))
     )
+
+
+def several_trials(plan: Plan, splits: int) -> Plan:
+    """The same plan with several trials for each seed: the values of `init` count, each has all splits."""
+    trials = [
+        replace(trial, spec=spec, hash=spec.hash)
+        for trial in plan.trials
+        for split in range(splits)
+        for spec in [replace(trial.spec, seed=trial.spec.seed | {"split": split})]
+    ]
+    return replace(plan, trials=trials)
 
 
 def ended(
