@@ -83,8 +83,9 @@ Metric = Callable[[str], tuple[str, str]]
 def compare(first: Side, second: Side, metric: Metric, level: float = 0.05) -> Comparison:
     """A verdict for each cell that both sides have.
 
-    Cells go together by what the grids call them, trials by their seed. A difference is one if a two-sided exact paired test
-    at the level says so, after Holm over all cells that are not identical.
+    Cells go together by what the grids call them, trials by their seed; of trials that share the seed of the stream that varies
+    most, the mean is compared. A difference is one if a two-sided exact paired test at the level says so, after Holm over all
+    cells that are not identical.
 
     >>> compare(Side("a", [], {}), Side("b", [], {}), lambda task: ("test/loss", "min")).cells
     []
@@ -120,9 +121,9 @@ def _compare(cell: str, one: Half, other: Half, metric: Metric) -> tuple[Compare
     example = next(iter(one[0].values()))
     name, better = metric(example.spec["task"])
     sign = 1.0 if better == "max" else -1.0
-    pairs = [tuple(results.get(trials[seed].hash) for trials, results in (one, other)) for seed in seeds]
-    numbers = [tuple(_score(result, name, sign) for result in pair) for pair in pairs]
-    missing = sum(None in pair for pair in numbers)
+    pairs = [(one[1].get(one[0][seed].hash), other[1].get(other[0][seed].hash)) for seed in seeds]
+    scores = {s: (_score(a, name, sign), _score(b, name, sign)) for s, (a, b) in zip(seeds, pairs, strict=True)}
+    missing = sum(None in pair for pair in scores.values())
     content: dict[str, Any] = {
         "task": example.task_label,
         "cell": cell,
@@ -131,7 +132,7 @@ def _compare(cell: str, one: Half, other: Half, metric: Metric) -> tuple[Compare
         "fields": _changed(example.spec, next(iter(other[0].values())).spec),
         "codes": sum(a.code != b.code for a, b in pairs if a and b),
     }
-    differences = np.array([_difference(a, b) for a, b in numbers if a is not None and b is not None])
+    differences = np.array(_differences(one[0], scores))
     paired = describe(differences) if len(differences) else None
     if missing or not seeds:
         why = f"{missing} of {len(seeds)} pairs have no score" if seeds else "no seed is on both sides"
@@ -150,6 +151,19 @@ def _score(result: Result | None, metric: str, sign: float) -> float | None:
         return -math.inf
     value = result.metrics.get(metric) if result.status is Status.FINISHED else None
     return None if value is None else sign * value
+
+
+def _differences(
+    trials: Mapping[str, SubmittedTrial], scores: Mapping[str, tuple[float | None, float | None]]
+) -> list[float]:
+    """Of the two means over the trials that share a seed of the stream that varies most, for each of its seeds."""
+    known = {name: (a, b) for name, (a, b) in scores.items() if a is not None and b is not None}
+    seeds: dict[str, Mapping[str, int]] = {name: trials[name].spec["seed"] for name in known}
+    varied = {stream: len({seed[stream] for seed in seeds.values()}) for seed in seeds.values() for stream in seed}
+    units: dict[int, list[tuple[float, float]]] = {}
+    for name, pair in known.items():
+        units.setdefault(seeds[name][max(varied, key=varied.__getitem__)], []).append(pair)
+    return [_difference(*np.mean(pairs, axis=0).tolist()) for pairs in units.values()]
 
 
 def _difference(one: float, other: float) -> float:

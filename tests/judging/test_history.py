@@ -6,22 +6,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from judging.made import ended, made_plan, several_trials
 from support import harness
 
-from harness.judging.compare import Change, compare, find_side, metric_of, table
+from harness.judging.compare import Change, Side, compare, find_side, metric_of, table
 from harness.judging.history import history
 from harness.judging.telling import doubts
 from harness.judging.verdicts import Outcome, judge_folder
 from harness.planning.grid import load_grid
 from harness.planning.plan import Plan, build_plan
 from harness.recording.attempts import end_without_result
-from harness.recording.grids import open_submission
+from harness.recording.grids import SubmittedTrial, open_submission
 from harness.recording.records import RecordsError, Result, Status
 from harness.recording.results import Results
 from harness.registry import Registry
 from harness.running.deciding import _open
-from harness.running.driver import Options
+from harness.running.driver import Options, submitted
 
 WARM = os.environ.get("HARNESS_CACHE") or str(Path.home() / ".cache" / "harness")
 """The cache of the session: a command of its own need not index the registries again."""
@@ -281,6 +283,18 @@ def test_compare_says_of_every_cell_what_changed(tmp_path: Path, registry: Regis
     short = replace(sides[1], results=dict(list(sides[1].results.items())[1:]))
     held = compare(sides[0], short, metric).cells[0]
     assert (held.change, held.reason) == (Change.HELD, "1 of 8 pairs have no score")
+
+
+def test_trials_that_share_a_seed_are_compared_as_one() -> None:
+    """Eight initial weights with three splits each, where the effect hangs on the weights alone: eight differences."""
+    plan = several_trials(made_plan(methods=("a",), seeds=8), 3)
+    trials = [SubmittedTrial(**submitted(trial)) for trial in plan.trials]
+    effect = np.repeat([0.1, 0.2, -0.05, 0.3, 0.4, 0.5, 0.6, 0.7], 3)
+    sides = [Side("s", trials, ended(plan, {"t · a": scores})) for scores in (np.zeros(24), effect)]
+    weights = [replace(side, results={h: replace(r, weights=h) for h, r in side.results.items()}) for side in sides]
+    (cell,) = compare(weights[0], weights[1], lambda task: ("test/accuracy", "max")).cells
+    assert cell.paired is not None and (cell.paired.n, cell.paired.wins) == (8, 7)
+    assert cell.p == pytest.approx(2 * 2 / 2**8), "of 256 sign patterns two have a mean as large"
 
 
 @pytest.mark.parametrize("side", ["x" * 300, f"{'x' * 300}:frozen"])
