@@ -61,12 +61,12 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def difference(part: Part) -> str:
-    """The mean difference with the interval of its centre: `0.012 [0.004, 0.021] 90 %`."""
+    """The mean difference with the interval of its centre: `0.012 [0.004, 0.021] 93.75%`."""
     if part.paired is None:
         return "none yet"
     low, high = (("…" if bound is None else f"{bound:.3g}") for bound in part.paired.interval)
     mean = "none" if part.paired.mean is None else f"{part.paired.mean:.3g}"
-    return f"{mean} [{low}, {high}] {part.paired.confidence:.0%}"
+    return f"{mean} [{low}, {high}] {100 * part.paired.confidence:.4g}%"
 
 
 def doubts(plan: Plan, registry: Registry, past: Sequence[Written] = ()) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -15,7 +15,7 @@ from harness.judging.evidence import WORST, Curves, Evidence, units
 from harness.judging.history import Written, asked_before, exploratory, history
 from harness.judging.paired import Paired, describe, detectable_effect, holm
 from harness.judging.reading import Look, Read, contrast_p, corrected, looks, read_claims
-from harness.judging.scores import Contrast
+from harness.judging.scores import Array, Contrast
 from harness.planning.plan import Plan
 from harness.recording.records import Result, Status
 from harness.recording.results import Results
@@ -42,8 +42,10 @@ class Part:
     p_contradicted: float
     differences: list[float | None]
     """By seed, positive where the statement holds; None where a side failed, was screened or is missing."""
+    seeds: list[int]
+    """Of which seeds they are: those that did not choose a cell."""
     paired: Paired | None
-    """Those numbers described, margin and all; None if nothing is there yet."""
+    """Those numbers described, margin and all; None if nothing is there yet. The interval takes a screened seed for anything."""
     detectable: float | None
     """The effect, in the unit, that this grid finds in 80 % of cases, for Gaussian differences that vary as these do."""
     details: dict[str, Any] = field(default_factory=dict)
@@ -197,6 +199,7 @@ def _verdict(stand: Stand, plan: Plan, results: Mapping[str, Result], reasons: l
     n = read.seeds
     share = stand.look.level / stand.family / max(1, len(read.groups) - read.required + 1)
     detectable = detectable_effect(n, share, normal=read.claim.assume == "normal")
+    seeds = units(plan)[1]
     return Verdict(
         kind=planned.kind,
         fields=planned.fields,
@@ -214,16 +217,17 @@ def _verdict(stand: Stand, plan: Plan, results: Mapping[str, Result], reasons: l
         look=f"{stand.look.number} of {stand.look.of}" if stand.look.of > 1 else "",
         detectable=detectable,
         rests_on=rests_on(plan, read.trials, results),
-        parts=[_part(contrast, read.claim, plan.claims.level, detectable) for contrast in read.contrasts],
+        parts=[_part(contrast, read.claim, plan.claims.level, detectable, seeds) for contrast in read.contrasts],
     )
 
 
-def _part(contrast: Contrast, claim: Claim, level: float, detectable: float | None) -> Part:
+def _part(contrast: Contrast, claim: Claim, level: float, detectable: float | None, seeds: Sequence[int]) -> Part:
     scores = contrast.scores
     known = scores.present & scores.judged & (scores.low == scores.high)
     values = np.where(known, scores.low, np.nan)
     p = contrast_p(contrast, claim) if scores.complete else (1.0, 1.0)
-    paired = describe(values[known], level) if known.any() else None
+    there = scores.present & scores.judged
+    paired = _described(scores.low[there], scores.high[there], level)
     deviation = paired.deviation if paired else None
     return Part(
         label=contrast.label,
@@ -231,9 +235,21 @@ def _part(contrast: Contrast, claim: Claim, level: float, detectable: float | No
         p_supported=p[0],
         p_contradicted=p[1],
         differences=[float(value) if math.isfinite(value) else None for value in values[scores.judged]],
+        seeds=[seed for seed, judged in zip(seeds, scores.judged, strict=False) if judged],
         paired=paired,
         detectable=detectable * deviation if detectable is not None and deviation is not None else None,
         details=contrast.details,
+    )
+
+
+def _described(low: Array, high: Array, level: float) -> Paired | None:
+    """What is known of differences, described, with the interval that their bounds allow; None where nothing is known."""
+    known = low == high
+    if not known.any():
+        return None
+    least, most = describe(low, level), describe(high, level)
+    return replace(
+        describe(low[known], level), interval=(least.interval[0], most.interval[1]), confidence=least.confidence
     )
 
 

@@ -18,7 +18,7 @@ from harness.judging.evidence import Evidence
 from harness.judging.lookahead import next_batch
 from harness.judging.paired import describe, sign_flip_p
 from harness.judging.reading import looks, one_sided, undecidable
-from harness.judging.telling import rests
+from harness.judging.telling import difference, rests
 from harness.judging.verdicts import Outcome, Verdict, _stands, judge
 from harness.planning.plan import Plan
 from harness.registry import Registry
@@ -386,6 +386,16 @@ def test_the_plan_flags_what_could_come_out_one_way_only(registry: Registry) -> 
     assert reason == "5 seeds are too few at 0.05, corrected for 1 claim for contradicted: 6 would do"
     assert not one_sided(made_plan([claim], tasks=("t", "u"), seeds=6), registry)
     assert not one_sided(made_plan([claim], tasks=("t", "u"), seeds=4), registry)
+
+
+def test_the_interval_takes_screened_seeds_for_anything(registry: Registry) -> None:
+    """Half of the means of all subsets have a seed in them that may be anything, and a bound leaves out 51 of 1024."""
+    plan = made_plan([{"better": "a", "than": "b"}])
+    for screened in (1, 6):
+        scores = np.where(np.arange(10) < screened, np.inf, UP)
+        (part,) = one(plan, {"t · a": scores, "t · b": 0 * UP}, registry).parts
+        assert part.paired is not None and part.paired.finite == 10 - screened
+        assert difference(part) == f"{UP[screened:].mean():.3g} […, …] 90.04%"
 
 
 def test_diverged_rank_worst_screened_are_censored_failed_hold_back(registry: Registry) -> None:
