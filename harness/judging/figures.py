@@ -73,8 +73,8 @@ class Figure:
 
     @property
     def data_uri(self) -> str:
-        """The data as a CSV file inside a link."""
-        text = csv_text(self.columns, self.rows)
+        """The data as a CSV file inside a link, with six digits: a page has many."""
+        text = csv_text(self.columns, [[_rounded(cell) for cell in row] for row in self.rows])
         return "data:text/csv;charset=utf-8;base64," + base64.b64encode(text.encode()).decode()
 
 
@@ -91,6 +91,10 @@ def csv_text(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return stream.getvalue()
 
 
+def _rounded(cell: Any) -> Any:
+    return float(f"{cell:.6g}") if isinstance(cell, float) else cell
+
+
 def harmless(cell: Any) -> Any:
     """A cell as a spreadsheet may have it: no text is a formula, also not behind white space.
 
@@ -98,7 +102,7 @@ def harmless(cell: Any) -> Any:
     ("'@SUM(A1)", "' =1", -1.5, 'adamw')
     """
     if isinstance(cell, float):
-        return "" if math.isnan(cell) else float(f"{cell:.6g}")
+        return "" if math.isnan(cell) else cell
     if not isinstance(cell, str):
         return cell
     text = cell.replace("\x00", "")
@@ -234,6 +238,7 @@ def scale(axes: Axes, values: Sequence[float], which: str, bounds: Sequence[floa
         low, high = low / 1.3, high * 1.3
     else:
         span = (high - low) or abs(high) * 0.5 or 1.0
+        bounds = [bound for bound in bounds if math.isfinite(bound)]
         low = max([low - 1.5 * span, min([low, *bounds])])
         high = min([high + 1.5 * span, max([high, *bounds])])
         room = 0.06 * (high - low) or abs(high) * 0.05 or 1.0

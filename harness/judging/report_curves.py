@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ Track = dict[float, tuple[float, float]]
 
 @dataclass(frozen=True)
 class Curve:
-    """A metric of one cell over training: mean over its seeds with Student's 95 % interval."""
+    """A metric of one cell over training: mean over its seeds with Student's 95 % interval, nan where a single seed is left."""
 
     steps: list[float]
     seconds: list[float]
@@ -67,6 +68,27 @@ def cell_tracks(
     return [read_tracks(memory, trial.hash, wanted) for trial in cell_trials(evidence, task, cell)]
 
 
+def seed_tracks(
+    memory: Results, evidence: Evidence, task: str, cell: str, wanted: tuple[str, ...]
+) -> list[dict[str, Track]]:
+    """The same for every seed: the mean over its trials, where several streams vary."""
+    seeds = evidence.units_of(task, cell)
+    return [_mean([read_tracks(memory, trial.hash, wanted) for trial in trials]) for trials in seeds]
+
+
+def _mean(tracks: Sequence[dict[str, Track]]) -> dict[str, Track]:
+    """The metrics and the steps that all of some trials have."""
+    if len(tracks) == 1:
+        return tracks[0]
+    found: dict[str, Track] = {}
+    for name in tracks[0]:
+        each = [track.get(name, {}) for track in tracks]
+        steps = [step for step in each[0] if all(step in track for track in each)]
+        means = {step: np.mean([track[step] for track in each], axis=0).tolist() for step in steps}
+        found[name] = {step: (seconds, value) for step, (seconds, value) in means.items()}
+    return found
+
+
 def curve(tracks: Sequence[Track]) -> Curve | None:
     """The mean over seeds at the steps that at least half of them reached; None if there is no such step."""
     started = [track for track in tracks if track]
@@ -84,8 +106,8 @@ def curve(tracks: Sequence[Track]) -> Curve | None:
         mean, half = mean_interval(values)
         found.seconds.append(float(np.mean(seconds)))
         found.mean.append(mean)
-        found.low.append(mean - (half or 0.0))
-        found.high.append(mean + (half or 0.0))
+        found.low.append(math.nan if half is None else mean - half)
+        found.high.append(math.nan if half is None else mean + half)
         found.seeds.append(len(values))
     return found
 

@@ -12,7 +12,7 @@ import numpy as np
 from harness.judging import figures
 from harness.judging.evidence import Evidence
 from harness.judging.figures import SERIES, Figure, Line, Strip
-from harness.judging.report_curves import Curve, Track, cell_tracks, curve, layered, thinned
+from harness.judging.report_curves import Curve, Track, curve, layered, seed_tracks, thinned
 from harness.judging.report_data import Findings, Row, TaskTable, number, row
 from harness.judging.telling import difference
 from harness.judging.verdicts import Part, Verdict
@@ -47,7 +47,11 @@ def verdict_figure(verdict: Verdict, key: str) -> Figure | None:
     told = [part for part in verdict.parts[:CLAIM_ROWS] if part.paired]
     text = "; ".join(f"{part.label}: mean [interval] {difference(part)}" for part in told)
     text = f"Numbers by seed, above zero where the statement holds. {text}."
-    data = [[part.label, seed, value] for part in verdict.parts for seed, value in enumerate(part.differences)]
+    data = [
+        [part.label, seed, value]
+        for part in verdict.parts
+        for seed, value in zip(part.seeds, part.differences, strict=True)
+    ]
     svg = figures.strips(rows, f"{unit} (above 0: holds)", verdict.sentence, text, key)
     return Figure("Every difference by seed", text, [svg], ["contrast", "seed", "difference"], data, [])
 
@@ -66,7 +70,7 @@ def task_figures(findings: Findings, table: TaskTable, memory: Results, key: str
     own = evidence.own(task)[0]
     unit = "rounds" if evidence.trial(task, table.rows[0].cell).spec.recipe.get("rounds") else "steps"
     shown = [row for row in table.rows if row.finished or row.worst][:SERIES]
-    tracks = {r.label: cell_tracks(memory, evidence, task, r.cell, (own, "probe/")) for r in shown}
+    tracks = {r.label: seed_tracks(memory, evidence, task, r.cell, (own, "probe/")) for r in shown}
     found = [
         learning_curves(
             shown, {name: [t.get(own, {}) for t in all_] for name, all_ in tracks.items()}, (own, unit), f"{key}c"
@@ -166,10 +170,11 @@ def sensitivities(evidence: Evidence, task: str, rows: Sequence[Row], key: str) 
 
 
 def _point(x: Any, cells: Sequence[Row]) -> tuple[Any, float, float, float]:
+    """A mean with its interval; a mean of several cells, or of one seed, has none."""
     mean = float(np.mean([cell.mean for cell in cells if cell.mean is not None]))
     if len(cells) == 1 and cells[0].low is not None and cells[0].high is not None:
         return x, mean, cells[0].low, cells[0].high
-    return x, mean, mean, mean
+    return x, mean, math.nan, math.nan
 
 
 def probe_figures(
