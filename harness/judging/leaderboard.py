@@ -17,7 +17,7 @@ def table(found: TaskTable) -> rich.table.Table:
     table.add_column("train s", justify="right")
     for row in found.rows:
         table.add_row(
-            f"{row.label}: {row.choice}" if row.choice else row.label,
+            row.title,
             _mean(row),
             f"{row.finished}/{row.seeds}",
             str(row.worst) if row.worst else "",

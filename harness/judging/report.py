@@ -42,6 +42,22 @@ SYMBOLS = {"supported": "✓", "contradicted": "✗", "undecided": "?"}
 NORMAL = "The intervals are Student's: they take the scores of the seeds to be normally distributed."
 """Said where the tables are."""
 
+CONTRASTS = [
+    "contrast",
+    "mean [interval]",
+    "detectable",
+    "unit",
+    "effect g",
+    "+ / = / −",
+    "p holds",
+    "p fails",
+    "differences by seed",
+]
+EARLY = ["claim", "on", "verdict", "mean [interval]", "by seed"]
+
+HELD = 20
+"""Trials that hold a verdict back, of those that it names."""
+
 ERRORS = 20
 """Tracebacks that a page shows."""
 
@@ -144,6 +160,11 @@ def details(part: Part) -> Iterator[tuple[str, str]]:
         yield name, _told(value)
 
 
+def detail_line(part: Part) -> str:
+    """The same in one line."""
+    return "; ".join(f"{name}: {value}" for name, value in details(part))
+
+
 def _told(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name}: {_told(item)}" for name, item in value.items())
@@ -158,8 +179,7 @@ def screening(verdicts: Sequence[Verdict]) -> Iterator[list[str]]:
         if verdict.kind not in ("precision", "correlated", "screening"):
             continue
         for part in verdict.parts:
-            told = "; ".join(f"{name}: {value}" for name, value in details(part))
-            yield [verdict.sentence, part.label, str(verdict.outcome), difference(part), told]
+            yield [verdict.sentence, part.label, str(verdict.outcome), difference(part), detail_line(part)]
 
 
 def summary(findings: Findings) -> str:
@@ -178,7 +198,10 @@ def ended(findings: Findings) -> str:
 
 
 def markdown(findings: Findings, judged: Rules | None = None) -> str:
-    """The report as Markdown: all but the figures. Names and messages stand in code spans, so nothing in them is markup."""
+    """The report as Markdown: all but figures, tracebacks and the grid's text.
+
+    Names and messages stand in code spans, so nothing in them is markup.
+    """
     plan = findings.plan
     lines = [f"# {literal(plan.name)}", "", summary(findings), ""]
     counts = ", ".join(f"{count} {name}" for name, count in findings.counts.items())
@@ -187,15 +210,11 @@ def markdown(findings: Findings, judged: Rules | None = None) -> str:
         exploratory = " (exploratory)" if verdict.exploratory else ""
         lines += [f"## {str(verdict.outcome).capitalize()}{exploratory}: {literal(verdict.sentence)}", ""]
         lines += [literal("; ".join([verdict.reason, *verdict.exploratory])), ""]
-        rows = [
-            [part.label, difference(part), number(part.detectable, 3), part.unit, numbers(part.differences)]
-            for part in verdict.parts
-        ]
-        lines += [
-            *markdown_table(["contrast", "mean [interval]", "detectable", "unit", "differences by seed"], rows),
-            "",
-        ]
-        lines += [literal(rests(verdict)), ""]
+        lines += [*markdown_table(CONTRASTS, [contrast_cells(part) for part in verdict.parts]), ""]
+        lines += [f"- {literal(f'{part.label}: {detail_line(part)}')}" for part in verdict.parts if part.details]
+        lines += [f"- Held back by {literal(held)}" for held in verdict.held[:HELD]]
+        lines += [f"- … and {len(verdict.held) - HELD} more"] if len(verdict.held) > HELD else []
+        lines += ["", literal(rests(verdict)), ""]
     if tables := overall(findings).tables:
         lines += ["## All tasks", ""]
         lines += [line for table in tables for line in table_lines(table)]
@@ -205,6 +224,8 @@ def markdown(findings: Findings, judged: Rules | None = None) -> str:
         lines += ["## Tuning", "", *table_lines(tuning_table(tuned))]
     if tables := stopped(findings):
         lines += ["## Screening", "", *(line for table in tables for line in table_lines(table))]
+    if early := list(screening(findings.verdicts)):
+        lines += ["## Early measures", "", *markdown_table(EARLY, early), ""]
     if judged:
         lines += ["## Early-stopping rules at matched recall", "", *markdown_table(judged.columns, judged.rows), ""]
         lines += ["## The same rules, where a success is a solved task", "", literal(judged.note), ""]
@@ -217,6 +238,7 @@ def markdown(findings: Findings, judged: Rules | None = None) -> str:
         lines += ["## Not finished", "", *markdown_table(["end", "trials", "reason", "for example"], rows), ""]
     lines += ["## What it rests on", ""]
     lines += [f"- {name}: {literal(value)}" for name, value in findings.facts.items()]
+    lines += [f"- {literal(note)}" for note in plan.notes]
     return "\n".join(lines) + "\n"
 
 
@@ -226,27 +248,37 @@ def table_lines(table: Table) -> list[str]:
     return [f"### {literal(table.title)}", "", *markdown_table(table.columns, table.rows), "", *note]
 
 
+def contrast_cells(part: Part) -> list[str]:
+    """A contrast as a row under `CONTRASTS`."""
+    paired = part.paired
+    effect = number(paired.effect_size, 3) if paired else ""
+    counts = f"{paired.wins} / {paired.ties} / {paired.losses}" if paired else ""
+    chances = number(part.p_supported, 3), number(part.p_contradicted, 3)
+    detectable = number(part.detectable, 3)
+    return [part.label, difference(part), detectable, part.unit, effect, counts, *chances, numbers(part.differences)]
+
+
 def task_lines(table: TaskTable) -> list[str]:
-    """One task's table in Markdown."""
-    columns = [
-        "method",
-        f"{table.metric} ({table.better} is better)",
-        "95 % interval",
-        "seeds",
-        "not finished",
-        "train s",
-        "mark",
-    ]
-    rows = []
-    for r in table.rows:
-        interval = "" if r.low is None else f"[{number(r.low)}, {number(r.high)}]"
-        seconds = "" if r.seconds is None else number(r.seconds, 3)
-        rows.append([r.label, number(r.mean), interval, f"{r.finished}/{r.seeds}", r.others, seconds, mark(r)])
-    return [*markdown_table(columns, rows), "", NORMAL, *([literal(table.note)] if table.note else [])]
+    """One task's tables in Markdown."""
+    score = f"{literal(table.metric)} ({table.better} is better)"
+    columns = ["method", score, "95 % interval", "seeds", "not finished", "train s", "mark"]
+    notes = [NORMAL, *(literal(note) for note in (table.choice, table.note) if note)]
+    lines = [*markdown_table(columns, [[*_row_cells(r), mark(r)] for r in table.rows]), "", *notes]
+    if table.cells:
+        lines += ["", f"### All {len(table.cells)} cells", ""]
+        lines += markdown_table(columns[:-1], [_row_cells(r) for r in table.cells])
+    return lines
+
+
+def _row_cells(row: Row) -> list[str]:
+    interval = "" if row.low is None else f"[{number(row.low)}, {number(row.high)}]"
+    seconds = "" if row.seconds is None else number(row.seconds, 3)
+    seeds = f"{row.finished}/{row.seeds}"
+    return [row.title, number(row.mean), interval, seeds, row.others, seconds]
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table whose cells are taken literally."""
+    """A table whose cells are taken literally; its columns are no text of anybody."""
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     return lines + [f"| {' | '.join(literal(cell) for cell in row)} |" for row in rows]
 

@@ -64,6 +64,11 @@ class Row:
             return ""
         return f"{' · '.join(self.cell.split(' · ')[2:])}, best of {self.chosen_from} on validation"
 
+    @property
+    def title(self) -> str:
+        """The label, and which of several cells it is."""
+        return f"{self.label}: {self.choice}" if self.choice else self.label
+
 
 @dataclass(frozen=True)
 class TaskTable:
@@ -186,14 +191,17 @@ def choice_note(chosen: Iterable[Chosen]) -> str:
     every, told = len(several.scores.judged), "Where a method has several cells, "
     if several.seeds == every:
         return f"{told}the only seed chose the one that is shown: its number is too good for having been the best."
-    return f"{told}the first {several.seeds} of {every} seeds chose the one that is shown, and its numbers are those of the others."
+    first = "first" if several.seeds == 1 else f"first {several.seeds}"
+    return f"{told}the {first} of {every} seeds chose the one that is shown, and its numbers are those of the others."
 
 
 def note(tests: dict[str, tuple[float, float, int]], level: float, baseline: str) -> str:
     """How the marks came about, and whether these seeds could have shown anything."""
     if not tests:
         return ""
-    told = f"Marks are against {baseline}: exact paired tests by seed, two-sided, {level:.0%} over the table (Holm)."
+    told = (
+        f"Marks are against {baseline}: exact paired tests by seed, two-sided, {100 * level:g} % over the table (Holm)."
+    )
     seeds = min(n for _, _, n in tests.values())
     if 2 * smallest_p(seeds) * len(tests) > level:
         told += f" {seeds} seeds are too few to show any difference among {len(tests) + 1} methods."
@@ -291,6 +299,8 @@ class ScoreMatrix:
     """For each method (seeds, tasks); seeds that chose a cell are not in it."""
     missing: list[str]
     """Methods that are left aside because trials of theirs are missing."""
+    fewer: list[str]
+    """Methods that are left aside because they run on fewer tasks."""
 
 
 def score_matrix(evidence: Evidence) -> ScoreMatrix:
@@ -318,7 +328,8 @@ def score_matrix(evidence: Evidence) -> ScoreMatrix:
         low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
         for found in table.values():
             found[:, column] = (found[:, column] - low) / ((high - low) or 1.0)
-    return ScoreMatrix(tasks, table, [name for name in places if name not in known])
+    missing, fewer = ([name for name in all_ if name not in kept] for all_, kept in ((places, known), (known, methods)))
+    return ScoreMatrix(tasks, table, missing, fewer)
 
 
 def troubles(plan: Plan, results: dict[str, Result]) -> list[Trouble]:

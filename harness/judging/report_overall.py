@@ -82,6 +82,8 @@ def aggregates(matrix: ScoreMatrix) -> Table:
     )
     if matrix.missing:
         note += f" Left aside, as trials of theirs are missing: {', '.join(matrix.missing)}."
+    if matrix.fewer:
+        note += f" Left aside, as they run on fewer tasks: {', '.join(matrix.fewer)}."
     return Table("Aggregates", ["method", *AGGREGATES, "P(better than baseline)"], rows, note)
 
 
@@ -271,7 +273,7 @@ def rank_figure(methods: Sequence[str], tasks: Sequence[str], table: Mapping[str
         assert found.p is not None
         text += (
             f"Friedman's test: p = {found.p:.3g}. Ranks further apart than {found.critical_difference:.2f} differ (Nemenyi, "
-            f"{level:.0%}); a bar joins methods that cannot be told apart."
+            f"{100 * level:g} %); a bar joins methods that cannot be told apart."
         )
     svg = figures.ranks(found.ranks, found.groups, "Ranks over tasks", text, "ranks")
     data = [[name, rank] for name, rank in found.ranks.items()]

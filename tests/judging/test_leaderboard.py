@@ -70,7 +70,7 @@ def test_the_cells_of_an_axis_are_not_seeds() -> None:
     assert rows[0][1:3] == [f"{mean:.4f} ± {half:.4f}", "2/2"], "the first seed has chosen the cell"
     (found,) = task_tables(plan, ended(plan, made))
     assert found.choice == (
-        "Where a method has several cells, the first 1 of 3 seeds chose the one that is shown, and its numbers are those of "
+        "Where a method has several cells, the first of 3 seeds chose the one that is shown, and its numbers are those of "
         "the others."
     )
 

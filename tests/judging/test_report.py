@@ -18,14 +18,16 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from judging.made import ended, made_plan
+from judging.made import ended, made_plan, several_trials
 from papers_tables import verdict_rows
 from rich.console import Console
 from scipy import stats
 
-from harness.judging.figures import Line, csv_text, curves, harmless
+from harness.judging.figures import Figure, Line, csv_text, curves, harmless
 from harness.judging.report import html, markdown, parquet, screening, write_report
-from harness.judging.report_data import Findings, gather, number, trial_table
+from harness.judging.report_curves import curve, seed_tracks
+from harness.judging.report_data import Findings, gather, number, task_tables, trial_table
+from harness.judging.report_figures import sensitivities, verdict_figure
 from harness.judging.report_overall import overall
 from harness.judging.report_rules import Rules
 from harness.judging.telling import difference, verdicts
@@ -241,6 +243,107 @@ def test_a_real_difference_is_marked_and_a_failure_comes_last(tmp_path: Path) ->
     assert table.rows[-1].others == "1 diverged"
 
 
+def chosen_cells(level: float = 0.05) -> tuple[Plan, dict[str, Result]]:
+    """A method with two cells, of which the first three of nine seeds choose one, against a method with one."""
+    plan = made_plan([{"better": "a", "than": "b"}], seeds=9, axes={"a": [0.1, 0.2]}, level=level)
+    made = {"t · a · lr=0.1": np.arange(9.0), "t · a · lr=0.2": np.arange(9.0) - 5, "t · b": np.zeros(9)}
+    return plan, ended(plan, made)
+
+
+def test_the_numbers_of_a_chosen_cell_are_those_of_the_seeds_that_judge(tmp_path: Path) -> None:
+    found, memory = findings(*chosen_cells(), tmp_path)
+    row, _ = found.tables[0].rows
+    (part,) = found.verdicts[0].parts
+    assert part.paired is not None and part.paired.student is not None
+    assert (row.mean, row.finished, row.seeds) == (part.paired.mean, 6, 6), "b is zero"
+    assert (row.low, row.high) == pytest.approx(part.paired.student)
+    said = "Where a method has several cells, the first 3 of 9 seeds chose the one that is shown"
+    for text in (" ".join(Page(html(found, memory)).texts), markdown(found)):
+        assert said in text and "lr=0.1, best of 2 on validation" in text and "All 3 cells" in text
+    assert "| `a · lr=0.1` | `4` |" in markdown(found), "of all cells every seed is shown"
+
+
+def test_a_single_seed_is_shown_though_it_chose(tmp_path: Path) -> None:
+    plan = made_plan(seeds=1, axes={"a": [0.1, 0.2]})
+    (table,) = task_tables(plan, ended(plan, scores(plan)))
+    assert [row.finished for row in table.rows] == [1, 1]
+    assert table.choice.endswith("its number is too good for having been the best.")
+
+
+def test_the_data_of_a_verdict_s_figure_name_the_seeds_that_judged(tmp_path: Path) -> None:
+    found, _ = findings(*chosen_cells(), tmp_path)
+    figure = verdict_figure(found.verdicts[0], "v")
+    assert figure is not None
+    assert figure.rows == [["t", seed, float(seed)] for seed in range(3, 9)]
+
+
+def test_percentages_are_not_rounded_to_whole_ones(tmp_path: Path) -> None:
+    found, _ = findings(*chosen_cells(level=0.025), tmp_path)
+    assert "two-sided, 2.5 % over the table" in found.tables[0].note
+    assert difference(found.verdicts[0].parts[0]) == "5.5 [3, 8] 96.88%"  # 1 - 2 / 64
+    plan = made_plan(tasks=("t", "u"), methods=("a", "b", "c"), level=0.001, seeds=4)
+    several, _ = findings(plan, ended(plan, scores(plan)), tmp_path / "several")
+    (ranks,) = [figure for figure in overall(several).figures if figure.title == "Ranks over tasks"]
+    assert "(Nemenyi, 0.1 %)" in ranks.text
+
+
+def test_trials_that_share_a_seed_are_one_curve(tmp_path: Path) -> None:
+    plan = several_trials(made_plan(methods=("a",), seeds=3), 2)
+    found, memory = findings(plan, ended(plan, scores(plan)), tmp_path)
+    write_curves(plan, memory, 4)
+    tracks = [track["val/accuracy"] for track in seed_tracks(memory, found.evidence, "t", "t · a", ("val/accuracy",))]
+    drawn = curve(tracks)
+    assert drawn is not None and drawn.seeds == [3] * 4
+    firsts = [0.01 * (place % 7) for place in range(6)]  # as `write_curves` has them at the first step
+    means = np.mean(np.reshape(firsts, (3, 2)), axis=1)
+    half = stats.t.ppf(0.975, 2) * stats.sem(means)
+    assert (drawn.mean[0], drawn.high[0] - drawn.mean[0]) == pytest.approx((means.mean(), half))
+
+
+def test_where_one_number_is_left_there_is_no_band(tmp_path: Path) -> None:
+    drawn = curve([{0.0: (0.0, 0.5), 5.0: (1.0, 0.7)}, {0.0: (0.0, 0.6)}])
+    assert drawn is not None and drawn.seeds == [2, 1]
+    assert drawn.low[0] < drawn.mean[0] < drawn.high[0]
+    assert math.isnan(drawn.low[1]) and math.isnan(drawn.high[1])
+    plan = made_plan(methods=("a",), seeds=1, axes={"a": [0.1, 0.2]})
+    found, memory = findings(plan, ended(plan, scores(plan)), tmp_path)
+    (figure,) = sensitivities(found.evidence, "t", found.tables[0].rows, "s")
+    assert [row[1:2] + [math.isnan(bound) for bound in row[3:]] for row in figure.rows] == [
+        [0.1, True, True],
+        [0.2, True, True],
+    ]
+    check_harmless(html(found, memory))
+
+
+def test_methods_on_fewer_tasks_are_named(tmp_path: Path) -> None:
+    plan = made_plan(tasks=("t", "u"), methods=("a", "b", "c"), seeds=3)
+    plan = replace(plan, trials=[trial for trial in plan.trials if trial.cell != "u · c"])
+    found, _ = findings(plan, ended(plan, scores(plan)), tmp_path)
+    table = overall(found).tables[0]
+    assert [row[0] for row in table.rows] == ["a", "b"]
+    assert table.note.endswith("Left aside, as they run on fewer tasks: c.")
+
+
+def test_the_markdown_has_all_that_the_page_says_in_words(tmp_path: Path) -> None:
+    claims = [{"better": "a", "than": "b"}, {"correlated": "test/accuracy", "against": "recipe.lr", "above": 0.0}]
+    plan = replace(made_plan(claims, seeds=6, axes={"a": [0.1, 0.2, 0.3]}), notes=["a note of the plan"])
+    results = ended(plan, scores(plan))
+    results[plan.trials[-1].hash] = Result(plan.trials[-1].hash, Status.FAILED, "c", started=1, ended=2)
+    found, _ = findings(plan, results, tmp_path)
+    text = markdown(found)
+    better = found.verdicts[0]
+    assert f"- Held back by `{better.held[0]}`" in text
+    assert "p holds | p fails" in text and "## Early measures" in text and "- `a note of the plan`" in text
+    assert f"- `t: metric: test/accuracy; ours: cell: {better.parts[0].details['ours']['cell']}, " in text
+
+
+def test_the_metric_in_markdown_is_no_markup(tmp_path: Path) -> None:
+    plan = replace(made_plan(seeds=2), metrics={"t": ["val/<img src=x onerror=alert(1)>|x", "max"]})
+    found, _ = findings(plan, ended(plan, scores(plan)), tmp_path)
+    header = next(line for line in markdown(found).splitlines() if "onerror" in line)
+    assert header.startswith("| method | `test/<img src=x onerror=alert(1)>\\|x` (higher is better) |")
+
+
 BASIS = "rests on 6 seeds that vary split, partition, init, data, environment, evaluation, method, probe; 6 splits of the data"
 
 
@@ -388,7 +491,9 @@ def test_a_text_is_no_formula(cell: str) -> None:
 
 
 def test_numbers_stay_numbers() -> None:
-    assert [harmless(cell) for cell in (-1.5, 3, 1 / 3, None, float("nan"))] == [-1.5, 3, 0.333333, None, ""]
+    assert [harmless(cell) for cell in (-1.5, 3, 1 / 3, None, float("nan"))] == [-1.5, 3, 1 / 3, None, ""]
+    figure = Figure("f", "", [], ["x"], [[1 / 3], [float("nan")]], [])
+    assert b64decode(figure.data_uri.partition(",")[2]) == b'x\r\n0.333333\r\n""\r\n', "a page has six digits"
 
 
 def test_a_figure_takes_its_colours_from_the_page() -> None:
@@ -416,7 +521,7 @@ def test_the_exports_agree_with_the_results(small: tuple[Findings, Results], tmp
         assert row["status"] == other["status"] == result.status
         if result.status is Status.FINISHED:
             assert other["test/accuracy"] == result.metrics["test/accuracy"]
-            assert float(row["test/accuracy"]) == pytest.approx(other["test/accuracy"], rel=1e-5)
+            assert float(row["test/accuracy"]) == other["test/accuracy"]
             assert other["recipe.lr"] == trial.axes.get("recipe.lr")
     text = files["markdown"].read_text()
     assert "## Undecided" in text or "## Supported" in text
