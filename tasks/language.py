@@ -16,7 +16,7 @@ from tasks.data import place, text
 from tasks.data.splits import Split, Splits, hold_out
 from tasks.data.text import Tokens
 from tasks.models import AnyActivation, GPTTiny, Init, SentenceTiny, library
-from tasks.options import positive
+from tasks.options import heads_divide_width, positive
 from tasks.recipes import SupervisedRecipe
 from tasks.sequences import Answers, LanguageModel, SentenceClasses, SpanCorruption
 
@@ -41,8 +41,7 @@ class TextTask(Task):
 
     def __post_init__(self) -> None:
         positive(self, "width", "depth", "heads", "context", "eval_tokens", "train_tokens")
-        if getattr(self, "width", 0) % getattr(self, "heads", 1):
-            raise ValueError(f"heads: found {getattr(self, 'heads', 1)}, must divide width")
+        heads_divide_width(self)
 
     def epoch_size(self) -> int:
         """Sequences of the training part; 0 where they are not known before it is read, and epochs cannot be counted."""
@@ -81,6 +80,13 @@ class LanguageTask(TextTask):
     heads: int = 4
     eval_tokens: int | None = 16_384
     train_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.train_tokens is not None and self.train_tokens <= self.context:
+            raise ValueError(
+                f"train_tokens: found {self.train_tokens}, allowed: more than {self.context}, the context of a sample"
+            )
 
     def data_digest(self) -> str:
         return text.digest(self.data_set, self.tokens)

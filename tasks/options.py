@@ -5,6 +5,17 @@ from __future__ import annotations
 from harness import Task
 
 
+def heads_divide_width(task: Task) -> None:
+    """Checks the options `width` and `heads` of a task that has both.
+
+    Raises:
+        ValueError: if the heads of attention do not share the width evenly.
+    """
+    width, heads = getattr(task, "width", 0), getattr(task, "heads", 1)
+    if width % heads:
+        raise ValueError(f"heads: found {heads}, must divide width")
+
+
 def positive(task: Task, *names: str) -> None:
     """Checks options that count or measure something: each is positive, of a list every entry, or nothing at all.
 

@@ -59,10 +59,17 @@ class PhysicsTask(Task):
 
     def __post_init__(self) -> None:
         positive(self, "depth", "width")
+        if self.normalisation == "batch" and self.route in ("forward", "reverse"):
+            raise ValueError(f"route: found {self.route}, allowed: auto, taylor where normalisation is batch")
 
     @abstractmethod
     def equation(self) -> Equation:
         """The equation under this task's options."""
+
+    def check(self, recipe: Recipe) -> None:
+        assert isinstance(recipe, PhysicsRecipe)
+        if self.equation().periodic is not None and recipe.boundary < 2:
+            raise ValueError(f"boundary: found {recipe.boundary}, allowed: at least 2, as a periodic field has pairs")
 
     def unstackable(self, recipe: Recipe) -> str:
         if self.normalisation != "none":

@@ -121,9 +121,14 @@ class EpochOrder:
     """Indices of batches: every epoch a new permutation, batches of one size, a rest smaller than that is dropped.
 
     A data set smaller than the batch is one batch.
+
+    Raises:
+        ValueError: if there are no samples.
     """
 
     def __init__(self, samples: int, batch: int, generator: torch.Generator) -> None:
+        if samples < 1:
+            raise ValueError(f"training part: found {samples} samples, must have 1 at least")
         self._samples, self._batch = samples, min(batch, samples)
         self._generator = generator
         self._position = samples

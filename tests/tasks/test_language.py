@@ -13,7 +13,7 @@ from harness.conformance import short_spec
 from harness.registry import Registry
 from harness.streams import Streams
 from harness.training.trial import build_recipe, settings
-from tasks.data import MissingData, text, text_prepare
+from tasks.data import EpochOrder, MissingData, text, text_prepare
 from tasks.sequences import corrupt, raw_length, spans, spread
 
 
@@ -65,6 +65,16 @@ def test_windows_are_spread_and_do_not_overlap() -> None:
     assert spread(101, 10, None).tolist() == list(range(0, 100, 10))
     assert spread(101, 10, 40).tolist() == [0, 20, 50, 70]
     assert spread(10, 10, None).tolist() == []
+
+
+def test_a_training_part_without_a_whole_sample_is_refused(registry: Registry) -> None:
+    with pytest.raises(ValueError, match="train_tokens: found 64, allowed: more than 64, the context"):
+        registry.build_task("stdlib/gpt_tiny", {"train_tokens": 64})
+    task = registry.build_task("stdlib/gpt_tiny", {"train_tokens": 65})
+    workload = task.workload(build_recipe(task, {"steps": 1}), Streams(0), torch.device("cpu"))
+    assert workload.next_batch()["inputs"].shape == (1, 64)
+    with pytest.raises(ValueError, match="training part: found 0 samples"):
+        EpochOrder(0, 4, torch.Generator())
 
 
 def test_a_language_model_s_targets_are_the_next_tokens(registry: Registry) -> None:

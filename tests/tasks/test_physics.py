@@ -96,6 +96,8 @@ def test_ranks_share_both_kinds_of_points() -> None:
         (lambda: PoissonPINN(width=-3), "width: found -3, must be positive"),
         (lambda: BurgersPINN(viscosity=4e-4), "viscosity: found 0.0004, allowed: at least 0.0005"),
         (lambda: BurgersPINN(viscosity=0.0), "viscosity: found 0.0, allowed: at least 0.0005"),
+        (lambda: PoissonPINN(normalisation="batch", route="forward"), "route: found forward, allowed: auto, taylor"),
+        (lambda: build_recipe(KdVPINN(), {"boundary": 1}), "boundary: found 1, allowed: at least 2"),
         (lambda: PhysicsRecipe(boundary=0), "boundary: found 0, must be positive"),
         (lambda: PhysicsRecipe(boundary_weight=-1.0), "boundary_weight: found -1.0, must be positive"),
         (lambda: PhysicsRecipe(residual_weight=0.0), "residual_weight: found 0.0, must be positive"),
