@@ -45,6 +45,12 @@ class ImageTask(Task):
 
     def __post_init__(self) -> None:
         positive(self, "train_size", "val_size", "test_size", "width", "depth", "resize", "probe_samples")
+        shape = data.known(self.data_set).shape
+        if len(shape) != 3 and (size := getattr(self, "resize", None)):
+            raise ValueError(f"resize: found {size}, allowed: none for a table")
+        models.check_image_model(self.model_name(), self.shape(), **self._model_options())
+        if len(shape) == 3:
+            models.check_image_size(self.model_name(), self.shape()[-1], getattr(self, "stem", "native"))
 
     def recipe(self) -> ImageRecipe:
         samples = data.known(self.data_set).training_samples(self.selection)
@@ -67,7 +73,8 @@ class ImageTask(Task):
                     raise ValueError(f"{name}: found {getattr(recipe, name)}, allowed: images alone are augmented")
 
     def data_digest(self) -> str:
-        return data.digest(self.data_set)
+        own = data.digest(self.data_set)
+        return f"{own}-{models.weights_digest(self.model_name())}" if getattr(self, "pretrained", False) else own
 
     def model_name(self) -> str:
         """Which model it is."""
@@ -84,9 +91,12 @@ class ImageTask(Task):
 
     def build_model(self) -> nn.Module:
         """The model, initialised from torch's default generator."""
-        given = {name: getattr(self, name) for name in _options(self) & MODEL_OPTIONS}
-        model = models.image_model(self.model_name(), self.shape(), data.classes(self.data_set), **given)
+        classes = data.classes(self.data_set)
+        model = models.image_model(self.model_name(), self.shape(), classes, **self._model_options())
         return models.dress(model, self.activation, self.init)
+
+    def _model_options(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name in MODEL_OPTIONS}
 
     def workload(self, recipe: Recipe, streams: Streams, device: torch.device) -> Workload:
         assert isinstance(recipe, ImageRecipe)
@@ -104,10 +114,6 @@ class ImageTask(Task):
 
 
 MODEL_OPTIONS = {"width", "depth", "stem", "dropout", "pretrained", "normalisation"}
-
-
-def _options(task: ImageTask) -> set[str]:
-    return {field.name for field in fields(task)}
 
 
 @dataclass
@@ -162,3 +168,10 @@ class AnyTask(LibraryTask):
 
     def model_name(self) -> str:
         return self.model
+
+
+@dataclass
+class TableTask(AnyTask):
+    """A multi-layer perceptron on a table."""
+
+    model: ImageModel = "mlp"

@@ -7,7 +7,7 @@ recipe of their own, all others with a customary one that was not tuned.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from tasks import data, models, natural_clients, partitions
 from tasks.data.splits import Split, Splits
 from tasks.federation import Augment, FederatedClassification, FederatedRecipe
 from tasks.models import AnyActivation, ImageModel, Init
-from tasks.options import positive
+from tasks.options import heads_divide_width, positive
 from tasks.partitions import Partition
 
 
@@ -31,6 +31,8 @@ class FederatedTask(Task):
     source = "McMahan et al. 2017, arXiv 1602.05629; partitions: Li et al. 2022, arXiv 2102.02079"
     recipe_class = FederatedRecipe
     class_count: ClassVar[int] = 10
+    natural_clients: ClassVar[bool] = False
+    """Whether the data set says who each sample came from."""
 
     clients: int = 20
     partition: partitions.Kind = "dirichlet"
@@ -58,6 +60,10 @@ class FederatedTask(Task):
         for name in ("noisy_clients", "label_noise", "rare_clients"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: found {getattr(self, name)}, must lie in [0, 1]")
+        if self.partition == "natural" and not self.natural_clients:
+            raise ValueError(
+                "partition: found natural, allowed: iid, dirichlet, shards, quantity; the data set has no natural clients"
+            )
 
     def check(self, recipe: Recipe) -> None:
         assert isinstance(recipe, FederatedRecipe)
@@ -107,10 +113,7 @@ class FederatedTask(Task):
             return partitions.shards(labels, self.clients, self.classes_per_client, generator)
         if self.partition == "iid":
             return partitions.iid(len(labels), self.clients, generator)
-        if groups is None:
-            raise ValueError(
-                "partition: found natural, allowed: iid, dirichlet, shards, quantity; the data set has no natural clients"
-            )
+        assert groups is not None
         return partitions.natural(groups, self.clients, self.min_size, generator)
 
 
@@ -141,16 +144,27 @@ class FederatedImages(FederatedTask):
                 f"noisy_clients: found {self.noisy_clients} beside only_classes, allowed: 0; a wrong label is any other class"
             )
         positive(self, "train", "val", "test", "resize")
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: found {self.dropout}, must lie in [0, 1)")
+        models.check_image_model(self.model, self.shape(), **self._model_options())
         if unknown := set(self.only_classes) - set(range(self.class_count)):
             raise ValueError(f"only_classes: found {sorted(unknown)}, allowed: 0 to {self.class_count - 1}")
 
     def data_digest(self) -> str:
-        return data.digest(self.data_set)
+        own = data.digest(self.data_set)
+        return f"{own}-{models.weights_digest(self.model)}" if self.pretrained else own
 
     def recipe(self) -> FederatedRecipe:
         return FederatedRecipe(rounds=60, clients_per_round=5, batch=32, optimizer="sgd", lr=0.01, momentum=0.9)
+
+    def check(self, recipe: Recipe) -> None:
+        super().check(recipe)
+        if not self.natural_clients and self.samples().sizes is not None:
+            samples = self.samples().training_samples("validation")
+            least = self.min_size if self.partition in ("dirichlet", "quantity") else 1
+            partitions.enough(min(samples, self.train or samples), self.clients, least)
+
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+        return self.samples().shape
 
     def samples(self) -> data.DataSet:
         """The data set, as images or numbers in memory."""
@@ -165,17 +179,11 @@ class FederatedImages(FederatedTask):
         return whole.first(self.train, self.val, self.test).standardised(), None
 
     def build_model(self, shape: tuple[int, ...]) -> nn.Module:
-        model = models.image_model(
-            self.model,
-            shape,
-            self.class_count,
-            width=self.width,
-            depth=self.depth,
-            stem=self.stem,
-            dropout=self.dropout,
-            pretrained=self.pretrained,
-        )
+        model = models.image_model(self.model, shape, self.class_count, **self._model_options())
         return models.dress(model, self.activation, self.init)
+
+    def _model_options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("width", "depth", "stem", "dropout", "pretrained")}
 
 
 @register_task("digits/federated")
@@ -257,13 +265,18 @@ class FederatedWriters(FederatedImages):
     """MNIST images of 100 writers: each writer is a client. 80 % of all images train, 10 % validate, 10 % test."""
 
     data_set = "mnist_writers"
+    natural_clients = True
     source = "writers: Yadav & Bottou 2019, arXiv 1905.10498"
 
     clients: int = 100
     partition: partitions.Kind = "natural"
 
     def data_digest(self) -> str:
-        return natural_clients.digest("mnist_writers")
+        own = natural_clients.digest("mnist_writers")
+        return f"{own}-{models.weights_digest(self.model)}" if self.pretrained else own
+
+    def shape(self) -> tuple[int, ...]:
+        return 1, 28, 28
 
     def recipe(self) -> FederatedRecipe:
         return FederatedRecipe(rounds=60, clients_per_round=10, batch=10, optimizer="sgd", lr=0.05)
@@ -280,6 +293,7 @@ class FederatedShakespeare(FederatedTask):
     """The next character in Shakespeare's plays: each speaker is a client. A speaker's last fifth validates and tests."""
 
     source = "after LEAF, arXiv 1812.01097; a small GPT in place of its LSTM"
+    natural_clients = True
 
     clients: int = 100
     partition: partitions.Kind = "natural"
@@ -298,6 +312,7 @@ class FederatedShakespeare(FederatedTask):
             )
         if self.noisy_clients:
             raise ValueError(f"noisy_clients: found {self.noisy_clients}, allowed: 0; a text has no classes")
+        heads_divide_width(self)
 
     def data_digest(self) -> str:
         return natural_clients.digest("shakespeare")

@@ -36,7 +36,7 @@ def iid(samples: int, clients: int, generator: np.random.Generator) -> list[Tens
     >>> [len(part) for part in iid(10, 4, np.random.default_rng(0))]
     [3, 3, 2, 2]
     """
-    _enough(samples, clients, 1)
+    enough(samples, clients, 1)
     return _ascending(torch.from_numpy(generator.permutation(samples)).tensor_split(clients))
 
 
@@ -65,7 +65,7 @@ def dirichlet(
     >>> sorted(torch.cat(parts).tolist()) == list(range(100)), min(map(len, parts)) >= 5
     (True, True)
     """
-    _enough(len(labels), clients, min_size)
+    enough(len(labels), clients, min_size)
     classes = [torch.nonzero(labels == label).flatten() for label in labels.unique()]
     sizes = np.array([len(members) for members in classes])
     best = 0
@@ -168,7 +168,14 @@ def chosen(clients: int, share: float, generator: np.random.Generator) -> tuple[
     return tuple(sorted(generator.permutation(clients)[: round(share * clients)].tolist()))
 
 
-def _enough(samples: int, clients: int, min_size: int) -> None:
+def enough(samples: int, clients: int, min_size: int) -> None:
+    """Whether samples can be spread over clients so that each has at least `min_size`.
+
+    Raises:
+        ValueError: if there are too few.
+    """
+    if clients > samples:
+        raise ValueError(f"clients: found {clients}, allowed: at most {samples}, as many as there are samples")
     if clients * min_size > samples:
         raise ValueError(
             f"min_size: found {min_size} for {clients} clients, allowed: at most {samples // clients}, "

@@ -10,7 +10,16 @@ from typing import Any
 
 from harness import register_task
 from tasks import data
-from tasks.classification import AnyTask, ImageTask, LibraryTask, ResidualTask, ResizedTask, SmallStemTask, SmallTask
+from tasks.classification import (
+    AnyTask,
+    ImageTask,
+    LibraryTask,
+    ResidualTask,
+    ResizedTask,
+    SmallStemTask,
+    SmallTask,
+    TableTask,
+)
 
 BALANCED_ADAM = "arXiv 2601.21739"
 OUI = "arXiv 2504.17160"
@@ -98,5 +107,6 @@ add(LibraryTask, "imagenet/deit_tiny", "DeiT-Ti on ImageNet-1k", "arXiv 2012.128
 
 for known in data.DATA_SETS.values():
     colour: dict[str, Any] = {"flip": True} if len(known.shape) == 3 and known.shape[0] == 3 else {}
-    add(AnyTask, f"{known.name}/any", f"Any model on the data set {known.name}, by the option `model`",
+    base = AnyTask if len(known.shape) == 3 else TableTask
+    add(base, f"{known.name}/any", f"Any model on the data set {known.name}, by the option `model`",
         epochs=30, **ADAMW | colour)  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tasks.data.place import folder, require
+from tasks.data import place
 from tasks.models.call_sites import Squash, split_call_sites
 from tasks.unnormalised import Normalisation, unnormalise
 
@@ -28,8 +28,26 @@ VISION = (
     "vit_b_16",
     "swin_t",
 )
-SMALLEST = {"alexnet": 63, "densenet121": 29, "vit_b_16": 16}
-"""The smallest images that a model takes with its own stem."""
+SMALLEST = {
+    "alexnet": 63,
+    "densenet121": 29,
+    "densenet_bc_100": 4,
+    "vit_b_16": 16,
+    "swin_t": 4,
+    "deit_tiny": 4,
+    "cnn": 4,
+}
+"""The smallest images that a model takes with its own stem; others take all."""
+SMALL_STEMS = (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "densenet121",
+    "mobilenet_v2",
+    "efficientnet_b0",
+    "efficientnet_v2_s",
+)
+"""Models that have a small stem."""
 
 
 def vision(
@@ -55,13 +73,10 @@ def vision(
         normalisation: what is done about it, as in `tasks.unnormalised`.
 
     Raises:
-        ValueError: if the model does not take such images, or has no small stem.
         MissingData: if the weights are not in the data folder.
     """
     from torchvision import models
 
-    if not small_stem and size < SMALLEST.get(name, 1):
-        raise ValueError(f"resize: found images of {size} pixels, allowed for {name}: {SMALLEST[name]} or more")
     more: dict[str, Any] = {"image_size": size} if name == "vit_b_16" else {}
     more |= {"dropout": dropout} if dropout is not None else {}
     more |= {"stochastic_depth_prob": stochastic_depth} if stochastic_depth is not None else {}
@@ -132,10 +147,8 @@ def _small_stem(model: Any, name: str) -> nn.Module:
         model.features.conv0 = nn.Conv2d(3, model.features.conv0.out_channels, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(model.features.conv0.weight)
         model.features.pool0 = nn.Identity()
-    elif name.startswith(("mobilenet", "efficientnet")):
-        model.features[0][0].stride = (1, 1)
     else:
-        raise ValueError(f"stem: found 'small' for {name}, allowed: native")
+        model.features[0][0].stride = (1, 1)
     return model
 
 
@@ -144,7 +157,7 @@ def weights_file(name: str) -> Path:
     from torchvision import models
 
     file = Path("weights") / models.get_model_weights(name).DEFAULT.url.rsplit("/", 1)[1]
-    return require(f"weights/{name}", [folder() / file], f"python -m tasks.data weights/{name}")[0]
+    return place.require(f"weights/{name}", [place.folder() / file], f"python -m tasks.data weights/{name}")[0]
 
 
 def load_weights(model: nn.Module, file: Path) -> None:

@@ -191,11 +191,36 @@ def test_small_transformers_are_causal_or_not() -> None:
         ("mlp", (3, 8, 8), {"pretrained": True}, "pretrained: mlp has no such option"),
         ("cnn", (30,), {}, "allowed: mlp"),
         ("resnet18", (1, 28, 28), {}, "three channels"),
+        ("resnet18", (3, 32, 32), {"dropout": 0.2}, "dropout: resnet18 has no such option"),
+        ("mobilenet_v2", (3, 32, 32), {"dropout": 1.5}, "dropout: found 1.5, must lie in"),
+        ("vit_tiny", (1, 8, 8), {"width": 30}, "width: found 30, allowed for vit_tiny: multiples of 4"),
+        ("cnn", (1, 3, 3), {}, "resize: found images of 3 pixels, allowed for cnn: 4 or more"),
+        ("deit_tiny", (3, 2, 2), {}, "resize: found images of 2 pixels, allowed for deit_tiny: 4 or more"),
+        ("vit_b_16", (3, 20, 20), {}, "resize: found images of 20 pixels, allowed for vit_b_16: multiples of 16"),
+        ("densenet121", (3, 7, 7), {"stem": "small"}, "resize: found images of 7 pixels, allowed for densenet121: 8"),
     ],
 )
 def test_what_does_not_fit_is_refused(name: str, shape: tuple[int, ...], options: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         image_model(name, shape, 10, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "size"),
+    [*((name, "native", size) for name, size in library.SMALLEST.items()), ("densenet121", "small", 8)],
+)
+def test_the_smallest_images_are_the_smallest(name: str, stem: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "split_call_sites", lambda model, *inputs: model)  # it compares, which meta cannot
+
+    def run(pixels: int) -> torch.Size:
+        with torch.device("meta"):
+            model = image_model(name, (3, pixels, pixels), 10, stem=stem)
+            return model(torch.zeros(2, 3, pixels, pixels)).shape
+
+    assert run(size) == (2, 10)
+    monkeypatch.setattr("tasks.models.check_image_size", lambda *args: None)
+    with pytest.raises((RuntimeError, ValueError, AssertionError)):
+        run(size - 1)
 
 
 def test_pretrained_weights_come_from_the_data_folder(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

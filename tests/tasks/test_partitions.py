@@ -136,9 +136,27 @@ def test_what_the_data_set_lacks_is_refused() -> None:
         FederatedShakespeare(partition="shards")
     with pytest.raises(ValueError, match=r"noisy_clients: found 0\.5, allowed: 0"):
         FederatedShakespeare(noisy_clients=0.5)
+    with pytest.raises(ValueError, match="heads: found 3, must divide width"):
+        FederatedShakespeare(heads=3)
+    with pytest.raises(ValueError, match="partition: found natural"):
+        FederatedDigits(partition="natural")
     for options, name in (({"noisy_clients": 1.5}, "noisy_clients"), ({"only_classes": (3, 12)}, "only_classes")):
         with pytest.raises(ValueError, match=f"{name}: found"):
             FederatedDigits(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"clients": 2000, "partition": "iid"}, "clients: found 2000, allowed: at most 1078"),
+        ({"clients": 200, "train": 100, "partition": "shards"}, "clients: found 200, allowed: at most 100"),
+        ({"clients": 200, "min_size": 10}, "min_size: found 10 for 200 clients, allowed: at most 5"),
+    ],
+)
+def test_more_clients_than_samples_are_refused_before_anything_is_read(options: dict[str, Any], message: str) -> None:
+    task = FederatedDigits(**options)
+    with pytest.raises(ValueError, match=message):
+        build_recipe(task, {})
 
 
 def test_training_may_keep_to_some_classes() -> None:

@@ -7,12 +7,14 @@ import pytest
 import torch
 from synthetic import stand_in, take_one_step, write_images
 from torch.nn.functional import cross_entropy
+from torchvision.models import get_model_weights
 
 from harness import Recipe
 from harness.conformance import short_spec
 from harness.registry import Registry
 from harness.streams import Streams
 from harness.training.trial import build_recipe, settings
+from tasks import data
 from tasks.images import Classification
 from tasks.recipes import ImageRecipe
 
@@ -85,6 +87,45 @@ def test_a_table_is_not_augmented(registry: Registry) -> None:
         build_recipe(registry.build_task("breast_cancer/mlp", {}), {"flip": True})
     with pytest.raises(ValueError, match="epoch_size: found 7"):
         build_recipe(registry.build_task("breast_cancer/mlp", {}), {"epoch_size": 7})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("breast_cancer/any", {"model": "cnn"}, "model: found cnn, which takes images"),
+        ("breast_cancer/any", {"resize": 16}, "resize: found 16, allowed: none for a table"),
+        ("digits/any", {"model": "resnet18", "width": 8}, "width: resnet18 has no such option"),
+        ("digits/any", {"model": "vit_tiny", "width": 30}, "width: found 30"),
+        ("digits/any", {"model": "vit_b_16", "resize": 20}, "resize: found images of 20 pixels"),
+        ("digits/any", {"model": "resnet18", "dropout": 0.2}, "dropout: resnet18 has no such option"),
+        ("digits/federated", {"model": "cnn"}, "depth: cnn has no such option"),
+        ("digits/federated", {"model": "resnet18", "width": None, "depth": None}, "three channels"),
+    ],
+)
+def test_a_task_refuses_a_model_that_does_not_fit(
+    name: str, options: dict[str, object], said: str, registry: Registry
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        registry.build_task(name, options)
+
+
+@pytest.mark.parametrize("name", ["digits/any", "cifar10/federated"])
+def test_pretrained_weights_are_part_of_the_data(
+    name: str, tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HARNESS_DATA", str(tmp_path))
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(data, "digest", lambda name: name)
+    task = registry.build_task(name, {"model": "resnet18", "pretrained": True})
+    with pytest.raises(data.MissingData, match=r"python -m tasks\.data weights/resnet18"):
+        task.data_digest()
+    file = tmp_path / "weights" / get_model_weights("resnet18").DEFAULT.url.rsplit("/", 1)[1]
+    file.parent.mkdir()
+    digests = []
+    for content in (b"one", b"another"):
+        file.write_bytes(content)
+        digests.append(task.data_digest())
+    assert len(set(digests)) == 2
 
 
 AUGMENTED = {"steps": 30, "batch": 8, "crop": 4, "flip": True, "erasing": 0.5, "rand_augment": 1}
