@@ -38,6 +38,8 @@ class SupervisedRecipe(Recipe):
             )
         if self.length < 1:
             raise ValueError(f"epochs: found {self.epochs}, must be positive where steps is 0")
+        if self.warmup_epochs < 0:
+            raise ValueError(f"warmup_epochs: found {self.warmup_epochs}, must not be negative")
         _within(self, label_smoothing=1)
         super().__post_init__()
 

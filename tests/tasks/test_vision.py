@@ -75,6 +75,7 @@ def test_epochs_and_steps() -> None:
         ({"epochs": 3}, "how long an epoch of this task is, is not known"),
         ({"steps": 5, "label_smoothing": 1.5}, r"label_smoothing: found 1.5, must lie in \[0, 1\]"),
         ({"steps": 5, "erasing": -0.1}, "erasing: found -0.1"),
+        ({"steps": 5, "warmup_epochs": -1.0}, "^warmup_epochs: found -1.0, must not be negative"),
     ],
 )
 def test_recipes_that_make_no_sense(values: dict[str, float], said: str) -> None:
