@@ -217,7 +217,8 @@ class Schrodinger(Periodic):
 class NavierStokes(Equation):
     """Incompressible flow in the plane; the outputs are both velocities and the pressure.
 
-    Velocities are given on the whole boundary, the pressure on the face at the upper end of x, which fixes its constant.
+    Velocities are given on the whole boundary, the pressure on the face at the upper end of x, which fixes its constant, and
+    both at the first moment of a flow in time.
     """
 
     outputs = 3
