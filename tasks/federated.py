@@ -145,6 +145,8 @@ class FederatedImages(FederatedTask):
             )
         positive(self, "train", "val", "test", "resize")
         models.check_image_model(self.model, self.shape(), **self._model_options())
+        if len(self.shape()) == 3:
+            models.check_image_size(self.model, self.shape()[-1], self.stem)
         if unknown := set(self.only_classes) - set(range(self.class_count)):
             raise ValueError(f"only_classes: found {sorted(unknown)}, allowed: 0 to {self.class_count - 1}")
 
@@ -186,6 +188,18 @@ class FederatedImages(FederatedTask):
         return {name: getattr(self, name) for name in ("width", "depth", "stem", "dropout", "pretrained")}
 
 
+@dataclass
+class FederatedColours(FederatedImages):
+    """Any image model on images in colour spread over clients; `resize` brings them to another size, once and in memory."""
+
+    augment: Augment = "crop_flip"
+    resize: int | None = None
+
+    def samples(self) -> data.DataSet:
+        own = super().samples()
+        return own if self.resize is None else data.at_size(own, self.resize)
+
+
 @register_task("digits/federated")
 class FederatedDigits(FederatedImages):
     """scikit-learn's digits (8×8, ten classes) spread over clients."""
@@ -220,13 +234,11 @@ class FederatedFashionMNIST(FederatedImages):
 
 
 @register_task("cifar10/federated")
-class FederatedCIFAR10(FederatedImages):
+class FederatedCIFAR10(FederatedColours):
     """CIFAR-10 (32×32 in colour, ten classes) spread over clients; the default model and recipe are FedOUI's."""
 
     data_set = "cifar10"
     source = f"{FederatedTask.source}; protocol: arXiv 2605.11571"
-
-    augment: Augment = "crop_flip"
 
 
 @register_task("cifar10/pretraining")
@@ -242,22 +254,18 @@ class PretrainingCIFAR10(FederatedCIFAR10):
 
 
 @register_task("cifar100/federated")
-class FederatedCIFAR100(FederatedImages):
+class FederatedCIFAR100(FederatedColours):
     """CIFAR-100 (32×32 in colour, a hundred classes) spread over clients."""
 
     data_set = "cifar100"
     class_count = 100
 
-    augment: Augment = "crop_flip"
-
 
 @register_task("cinic10/federated")
-class FederatedCINIC10(FederatedImages):
+class FederatedCINIC10(FederatedColours):
     """CINIC-10 (32×32 in colour, ten classes; its makers' own validation part) spread over clients."""
 
     data_set = "cinic10"
-
-    augment: Augment = "crop_flip"
 
 
 @register_task("mnist_writers/federated")
@@ -329,16 +337,10 @@ class FederatedShakespeare(FederatedTask):
 
 
 @dataclass
-class FederatedColours(FederatedImages):
-    """Any image model on images in colour spread over clients."""
-
-    augment: Augment = "crop_flip"
-
-
-@dataclass
-class FederatedFiles(FederatedColours):
+class FederatedFiles(FederatedImages):
     """Any image model on images in files spread over clients; `resize` is the size at which they are kept in memory."""
 
+    augment: Augment = "crop_flip"
     resize: int = 64
 
     def samples(self) -> data.DataSet:
@@ -367,7 +369,7 @@ def base_of(known: data.DataSet) -> type[FederatedImages]:
     return FederatedColours if known.shape[0] == 3 else FederatedImages
 
 
-own = {task.data_set for task in FederatedImages.__subclasses__()}
+own = {task.data_set for base in (FederatedImages, FederatedColours) for task in base.__subclasses__()}
 for known in data.DATA_SETS.values():
     if known.name not in own:
         label = "".join(part.title() for part in known.name.split("_"))

@@ -14,7 +14,7 @@ import torch
 
 from harness.streams import Streams
 from tasks.data.place import MissingData, folder
-from tasks.data.sets import DATA_SETS, VAL_SHARE, DataSet, Raw, in_memory
+from tasks.data.sets import DATA_SETS, VAL_SHARE, DataSet, Raw, at_size, in_memory
 from tasks.data.splits import EpochOrder, Split, Splits, Standardiser, hold_out, random_splits
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Split",
     "Splits",
     "Standardiser",
+    "at_size",
     "classes",
     "digest",
     "digits",

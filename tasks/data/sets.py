@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from tasks.data import files, place
 from tasks.data.splits import Split
@@ -99,6 +100,20 @@ def in_memory(data: DataSet, size: int) -> DataSet:
         return Raw(decoded(raw.train, raw.files), test=decoded(raw.test, raw.files) if raw.test else None)
 
     return replace(data, name=f"{data.name}-{size}", shape=(3, size, size), read=read, kind="images")
+
+
+def at_size(data: DataSet, size: int) -> DataSet:
+    """A data set of images in memory as one of `size` pixels: resized once (bilinear, antialiased), and kept in the cache."""
+
+    def resized(part: Split) -> Split:
+        return replace(part, inputs=functional.interpolate(part.inputs, size, mode="bilinear", antialias=True))
+
+    def read(_: DataSet) -> Raw:
+        raw = data.raw()
+        val, test = (resized(part) if part else None for part in (raw.val, raw.test))
+        return Raw(resized(raw.train), val, test)
+
+    return replace(data, name=f"{data.name}-{size}", shape=(data.shape[0], size, size), read=read)
 
 
 def package_file(package: str, *parts: str) -> Path:

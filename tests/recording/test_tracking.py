@@ -573,7 +573,7 @@ def test_the_writer_follows_the_records_until_its_input_closes(memory: Results) 
     first = shown(memory)
     assert first["parent"]["info"][2] == "RUNNING"
     train(memory, trials[1])
-    until(lambda: rows(memory)["runs"] == 3)
+    until(lambda: rows(memory)["runs"] == 3, 300)  # it is nice: it waits while others need the machine
     assert process.communicate(timeout=30) == (b"", b"")
     assert process.returncode == 0
     last = shown(memory)

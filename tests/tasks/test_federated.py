@@ -158,6 +158,25 @@ def test_images_in_files_are_decoded_once(tmp_path: Path, registry: Registry, mo
     torch.testing.assert_close(built.splits.train.inputs.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
 
 
+def test_images_in_memory_are_resized_for_models_that_need_more(
+    tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As AlexNet does on CIFAR-100, where without `resize` the plan refuses it."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    stand_in("cifar100", monkeypatch)
+    with pytest.raises(ValueError, match="alexnet"):
+        registry.build_task("cifar100/federated", {"model": "alexnet"})
+    options = {"clients": 2, "partition": "iid", "resize": 64}
+    task = registry.build_task("cifar100/federated", options | {"model": "alexnet"})
+    built = task.workload(build_recipe(task, {"clients_per_round": 2}), Streams(0), CPU)
+    assert isinstance(built, FederatedClassification)
+    assert built.splits.train.inputs.shape[1:] == (3, 64, 64)
+    small, large = (known.raw().train for known in (data.known("cifar100"), data.at_size(data.known("cifar100"), 64)))
+    expected = functional.interpolate(small.inputs.float(), 64, mode="bilinear", antialias=True)
+    assert (large.inputs.float() - expected).abs().max() <= 1, "rounded to bytes"
+    assert torch.equal(small.labels, large.labels)
+
+
 def decoded_once(decode_all: Callable[..., Tensor], times: int) -> Callable[..., Tensor]:
     """Decodes so many parts, and no further one."""
     left = iter(range(times))
