@@ -187,7 +187,12 @@ def test_a_worker_process_is_killed(kind: str, tmp_path: Path, undisturbed: Plac
     driver = place.start()
     at_once = min(len(place.hashes), os.cpu_count() or 1)
     until(lambda: len(place.committed()) == at_once, PATIENCE, "a commit of each trial that runs")  # whichever is met
-    worker_processes(place, kind)[0].kill()
+    victim = worker_processes(place, kind)[0]
+    below = victim.children(recursive=True)
+    victim.kill()
+    assert not psutil.wait_procs(below, timeout=PATIENCE)[1], (
+        "at full pace a trial could end before it misses its worker"
+    )
     place.pace(0)
     shown = driver.communicate(timeout=PATIENCE)[0]
     assert driver.returncode == 0, shown
