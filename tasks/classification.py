@@ -45,12 +45,9 @@ class ImageTask(Task):
 
     def __post_init__(self) -> None:
         positive(self, "train_size", "val_size", "test_size", "width", "depth", "resize", "probe_samples")
-        shape = data.known(self.data_set).shape
-        if len(shape) != 3 and (size := getattr(self, "resize", None)):
+        if len(self.shape()) != 3 and (size := getattr(self, "resize", None)):
             raise ValueError(f"resize: found {size}, allowed: none for a table")
         models.check_image_model(self.model_name(), self.shape(), **self._model_options())
-        if len(shape) == 3:
-            models.check_image_size(self.model_name(), self.shape()[-1], getattr(self, "stem", "native"))
 
     def recipe(self) -> ImageRecipe:
         samples = data.known(self.data_set).training_samples(self.selection)

@@ -145,8 +145,6 @@ class FederatedImages(FederatedTask):
             )
         positive(self, "train", "val", "test", "resize")
         models.check_image_model(self.model, self.shape(), **self._model_options())
-        if len(self.shape()) == 3:
-            models.check_image_size(self.model, self.shape()[-1], self.stem)
         if unknown := set(self.only_classes) - set(range(self.class_count)):
             raise ValueError(f"only_classes: found {sorted(unknown)}, allowed: 0 to {self.class_count - 1}")
 

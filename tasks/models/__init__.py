@@ -25,7 +25,6 @@ __all__ = [
     "SentenceTiny",
     "ViTTiny",
     "check_image_model",
-    "check_image_size",
     "cnn",
     "dress",
     "image_model",
@@ -106,8 +105,6 @@ def image_model(
         pretrained=pretrained,
         normalisation=normalisation,
     )
-    if len(shape) == 3:
-        check_image_size(name, shape[-1], stem)
     if name == "mlp":
         features = 1
         for size in shape:
@@ -145,7 +142,7 @@ def check_image_model(
     pretrained: bool = False,
     normalisation: Normalisation = "library",
 ) -> None:
-    """Whether `image_model` takes this but for the size of the images, without importing the libraries that build it.
+    """Whether `image_model` takes this, without importing the libraries that build it.
 
     Raises:
         ValueError: if it does not.
@@ -167,6 +164,8 @@ def check_image_model(
     _refuse(name, dropout=name.startswith("resnet") and dropout is not None)
     if name == "vit_tiny" and (width or VIT_HEADS) % VIT_HEADS:
         raise ValueError(f"width: found {width}, allowed for vit_tiny: multiples of {VIT_HEADS}, its heads")
+    if len(shape) == 3:
+        check_image_size(name, shape[-1], stem)
 
 
 def weights_digest(name: str) -> str:

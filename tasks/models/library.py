@@ -16,28 +16,6 @@ from tasks.data import place
 from tasks.models.call_sites import Squash, split_call_sites
 from tasks.unnormalised import Normalisation, unnormalise
 
-VISION = (
-    "alexnet",
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "densenet121",
-    "mobilenet_v2",
-    "efficientnet_b0",
-    "efficientnet_v2_s",
-    "vit_b_16",
-    "swin_t",
-)
-SMALLEST = {
-    "alexnet": 63,
-    "densenet121": 29,
-    "densenet_bc_100": 4,
-    "vit_b_16": 16,
-    "swin_t": 4,
-    "deit_tiny": 4,
-    "cnn": 4,
-}
-"""The smallest images that a model takes with its own stem; others take all."""
 SMALL_STEMS = (
     "resnet18",
     "resnet34",
@@ -48,6 +26,17 @@ SMALL_STEMS = (
     "efficientnet_v2_s",
 )
 """Models that have a small stem."""
+VISION = ("alexnet", *SMALL_STEMS, "vit_b_16", "swin_t")
+SMALLEST = {
+    "alexnet": 63,
+    "densenet121": 29,
+    "densenet_bc_100": 4,
+    "vit_b_16": 16,
+    "swin_t": 4,
+    "deit_tiny": 4,
+    "cnn": 4,
+}
+"""The smallest images that a model takes with its own stem; others take all."""
 
 
 def vision(
