@@ -14,9 +14,10 @@ from harness.judging.evidence import Evidence
 from harness.judging.figures import SERIES, Figure, Line, Strip
 from harness.judging.report_curves import Track
 from harness.judging.report_curves import curve as seed_curve
-from harness.judging.report_data import Findings, TaskTable, cell_trials
+from harness.judging.report_data import Findings
 from harness.judging.report_figures import learning_curves
 from harness.judging.report_rules import precision_over_recall
+from harness.judging.report_tasks import TaskTable, cell_trials
 from harness.probes.curves import ema
 from harness.recording.results import Results
 

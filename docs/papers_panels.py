@@ -11,7 +11,8 @@ from harness.judging import figures
 from harness.judging.evidence import Evidence
 from harness.judging.figures import SERIES, Figure, Line, Strip
 from harness.judging.report_curves import Track, cell_tracks
-from harness.judging.report_data import cell_trials, number
+from harness.judging.report_data import number
+from harness.judging.report_tasks import cell_trials
 from harness.judging.statistics import mean_interval
 from harness.planning.plan import PlannedTrial
 from harness.recording.results import Results

@@ -9,7 +9,8 @@ from papers_observables import told_by_seed
 
 from harness.judging.evidence import Evidence
 from harness.judging.observing import regimes_of
-from harness.judging.report_data import Findings, cell_trials
+from harness.judging.report_data import Findings
+from harness.judging.report_tasks import cell_trials
 from harness.planning.plan import PlannedTrial
 
 REGIMES = {"under": "under-regularised", "well": "well-regularised", "over": "over-regularised"}

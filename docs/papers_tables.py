@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from harness.judging.figures import csv_text
-from harness.judging.report_data import Findings, cell_trials, number
+from harness.judging.report_data import Findings, number
+from harness.judging.report_tasks import cell_trials
 from harness.judging.statistics import mean_interval
 from harness.judging.telling import difference
 from harness.judging.verdicts import Verdict

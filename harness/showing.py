@@ -164,7 +164,7 @@ def conclusion(out: Console, plan: Plan, results: Results, line: str) -> int:
         line: the grid as the next command names it, with its options.
     """
     from harness.judging import leaderboard  # it imports scipy, which the other commands do without
-    from harness.judging.report_data import task_tables
+    from harness.judging.report_tasks import task_tables
 
     found = results.results(trial.hash for trial in plan.trials)
     for rows in task_tables(plan, found):

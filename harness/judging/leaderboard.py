@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import rich.table
 
-from harness.judging.report_data import Row, TaskTable
+from harness.judging.report_tasks import Row, TaskTable
 
 
 def table(found: TaskTable) -> rich.table.Table:

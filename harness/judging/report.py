@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from harness.judging.figures import DASH_ARRAYS, Figure, csv_text
 from harness.judging.report_choices import stopped, tuning_figures, tuning_table, tunings
-from harness.judging.report_data import Findings, Row, Table, TaskTable, gather, number, numbers, trial_table
+from harness.judging.report_data import Findings, Table, gather, number, numbers, trial_table
 from harness.judging.report_figures import task_figures, verdict_figure
 from harness.judging.report_overall import overall
 from harness.judging.report_rules import Rules, rules
+from harness.judging.report_tasks import Row, TaskTable
 from harness.judging.telling import difference, rests
 from harness.judging.verdicts import Part, Verdict
 from harness.planning.plan import Plan

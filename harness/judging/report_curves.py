@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.judging.evidence import Evidence
-from harness.judging.report_data import cell_trials
+from harness.judging.report_tasks import cell_trials
 from harness.judging.statistics import mean_interval
 from harness.recording.results import Results
 

@@ -13,7 +13,8 @@ from harness.judging import figures
 from harness.judging.evidence import Evidence
 from harness.judging.figures import SERIES, Figure, Line, Strip
 from harness.judging.report_curves import Curve, Track, curve, layered, seed_tracks, thinned
-from harness.judging.report_data import Findings, Row, TaskTable, number, row
+from harness.judging.report_data import Findings, number
+from harness.judging.report_tasks import Row, TaskTable, row
 from harness.judging.telling import difference
 from harness.judging.verdicts import Part, Verdict
 from harness.recording.results import Results

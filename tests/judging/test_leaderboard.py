@@ -10,7 +10,7 @@ from judging.made import ended, made_plan, several_trials
 from scipy import stats
 
 from harness.judging.leaderboard import table
-from harness.judging.report_data import task_tables
+from harness.judging.report_tasks import task_tables
 from harness.judging.statistics import mean_interval
 from harness.planning.plan import Plan
 from harness.recording.records import Result

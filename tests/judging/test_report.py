@@ -26,10 +26,11 @@ from scipy import stats
 from harness.judging.figures import Figure, Line, csv_text, curves, harmless
 from harness.judging.report import html, markdown, parquet, screening, write_report
 from harness.judging.report_curves import curve, seed_tracks
-from harness.judging.report_data import Findings, gather, number, task_tables, trial_table
+from harness.judging.report_data import Findings, gather, number, trial_table
 from harness.judging.report_figures import sensitivities, verdict_figure
 from harness.judging.report_overall import overall
 from harness.judging.report_rules import Rules
+from harness.judging.report_tasks import task_tables
 from harness.judging.telling import difference, verdicts
 from harness.planning.plan import LeftOut, Plan
 from harness.recording.attempts import Attempt
