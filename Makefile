@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: papers help install demo test slow lint chaos clusters bench lock
+.PHONY: help install demo test slow lint chaos clusters gpu papers bench lock
 
 help: ## Show these targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -28,7 +28,7 @@ test: install lint ## Lint, type-check and run the tests, without the slow ones
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 slow: install ## The tests that take longer
-	$(BIN)/python -m pytest -n 2 -m "slow and not chaos"
+	$(BIN)/python -m pytest -n 2 -m "slow and not chaos and not gpu"
 
 lint: install ## Style, types and the direction of imports
 	$(BIN)/ruff check .
@@ -43,6 +43,9 @@ clusters: install ## Of the slow ones, grids as they are run: several ranks and 
 	$(BIN)/python -m pytest -n 2 -m "slow and not chaos" tests/running/test_four_ways.py tests/running/test_ranks.py \
 		tests/running/test_packing.py tests/running/test_screening.py tests/running/test_grids.py \
 		tests/running/test_doctor.py tests/running/test_metrics.py tests/training/test_ranks.py tests/clusters
+
+gpu: install ## What a GPU alone can show, on this machine's
+	$(BIN)/python -m pytest -n 4 -m gpu tests/test_gpu.py
 
 papers: install ## Run what is not done of the ten papers' proxies, and write docs/papers.md and docs/papers/
 	@failed=""; for grid in grids/proxies/*.yaml; do $(BIN)/harness run $$grid || failed="$$failed $$grid"; done; \

@@ -22,7 +22,7 @@ from harness.recording.attempts import Attempt
 from harness.recording.records import Locked, RecordsError, Result, Status
 from harness.recording.results import Results
 from harness.registry import Registry
-from harness.resources import thread_variables
+from harness.resources import devices, thread_variables
 from harness.seconds import duration
 
 SECTIONS = ("task", "method", "recipe", "resources")
@@ -97,6 +97,9 @@ def run_foreground(
         return conclude(known)
     try:
         return conclude(_run(planned, registry, memory))
+    except GridError as error:
+        print(error, file=sys.stderr)
+        return 2
     except (Locked, RecordsError) as error:
         print(error, file=sys.stderr)
         return 3
@@ -117,6 +120,11 @@ def conclude(result: Result) -> int:
 
 def _run(planned: PlannedTrial, registry: Registry, memory: Results) -> Result:
     os.environ |= thread_variables(planned.spec.threads)  # before torch starts its pool
+    if planned.spec.device not in devices():
+        told = (
+            f"resources.gpus: found {planned.resources.gpus:g}, allowed: 0; torch sees no GPU here, see harness doctor"
+        )
+        raise GridError("harness trial", "--set", told)
     from harness.training.loop import Interrupted
     from harness.training.together import run_stack
     from harness.training.trial import Course, run_trial

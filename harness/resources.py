@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+REPEATABLE_CUBLAS = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+"""The variable by which products of matrices have the same bits every time; cuBLAS reads it when it begins."""
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -46,6 +49,13 @@ class Resources:
     def device(self) -> str:
         """The kind of device that a trial computes on."""
         return "cuda" if self.gpus > 0 else "cpu"
+
+
+def devices() -> list[str]:
+    """The devices that a trial in this process may compute on, as torch sees them."""
+    import torch
+
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
 def thread_variables(threads: int) -> dict[str, str]:

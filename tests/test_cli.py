@@ -113,6 +113,17 @@ def test_no_text_of_a_grid_steers_the_terminal(tmp_path: Path) -> None:
     assert [c for c in shown if unicodedata.category(c) == "Cc" and c != "\n"] == []
 
 
+def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    """Before anything is written, and with no traceback."""
+    asked = ("trial", "digits/mlp", "adamw", "--set", "resources.gpus=1", "--results", tmp_path)
+    told = harness(*asked, status=2, CUDA_VISIBLE_DEVICES="")
+    assert "--set: resources.gpus: found 1, allowed: 0; torch sees no GPU here, see harness doctor" in told
+    assert "Traceback" not in told
+    assert not (tmp_path / "trials").exists()
+    told = harness("describe", "adamw", "--check", "--device", "cuda", status=2, CUDA_VISIBLE_DEVICES="")
+    assert told == "--device: found 'cuda', allowed: cpu on this machine; see harness doctor\n"
+
+
 def test_list_and_describe() -> None:
     listed = harness("list")
     for name in ("digits/mlp", "cartpole/ppo", "poisson/pinn", "digits/federated", "balanced_adam", "oui"):

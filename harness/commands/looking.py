@@ -52,9 +52,11 @@ def describe(
     name: Annotated[str, typer.Argument(help="A task, method, probe or kind of claim.")],
     plugin: PluginOption = None,
     check: Annotated[bool, typer.Option("--check", help="Runs the conformance suite on it.")] = False,
+    device: Annotated[str, typer.Option("--device", help="Where --check runs it: cpu or cuda.")] = "cpu",
 ) -> None:
     """Describes a task, method, probe or kind of claim. Options, offers, needs, owns, source."""
     from harness.registry import KINDS
+    from harness.resources import devices
     from harness.showing import card
 
     registry = open_registry(plugin)
@@ -65,6 +67,10 @@ def describe(
 
         known = [item.name for item in listed]
         raise fail(f"NAME: found {name!r}, allowed: {offered(name, known, 'harness list')}{nearest(name, known)}", 2)
+    if device not in (allowed := devices()):
+        raise fail(
+            f"--device: found {device!r}, allowed: {' or '.join(allowed)} on this machine; see harness doctor", 2
+        )
     out = console()
     for item in found:
         out.print(card(item))
@@ -75,7 +81,7 @@ def describe(
 
             told: set[str] = set()
             done = failures = 0
-            for verdict in check_item(item, registry):
+            for verdict in check_item(item, registry, device):
                 detail = " (as above)" if verdict.detail in told else verdict.detail
                 out.print(f"  {'ok  ' if verdict.ok else 'FAIL'}  {verdict.name}{detail}")
                 told |= {verdict.detail} - {""}

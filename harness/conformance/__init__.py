@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from harness.conformance.methods import method_checks
 from harness.conformance.probes import probe_checks
-from harness.conformance.runs import Ran, run_short, same, short_spec
+from harness.conformance.runs import Bench, Ran, run_short, same, short_spec
 from harness.conformance.tasks import task_checks
 from harness.registry import Item, Registry
 
@@ -26,10 +26,11 @@ class Verdict:
     detail: str = ""
 
 
-def check_item(item: Item, registry: Registry) -> Iterator[Verdict]:
-    """All checks of one item. A check that raises has failed, with what it raised."""
+def check_item(item: Item, registry: Registry, device: str = "cpu") -> Iterator[Verdict]:
+    """All checks of one item on a device, `cpu` or `cuda`. A check that raises has failed, with what it raised."""
+    bench = Bench(registry, device)
     checks = {"task": task_checks, "method": method_checks, "probe": probe_checks}[item.kind]
-    for name, check in [("has a docstring", lambda: bool(item.summary)), *checks(item, registry)]:
+    for name, check in [("has a docstring", lambda: bool(item.summary)), *checks(item, bench)]:
         try:
             yield Verdict(name, bool(check()))
         except Exception as error:

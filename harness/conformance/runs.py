@@ -69,6 +69,18 @@ def short_spec(
     return TrialSpec(task, options, built.version, list(methods), recipe, {"init": 0}, list(probes))
 
 
+@dataclass(frozen=True)
+class Bench:
+    """Where checks run their trials: with what is registered, on a device."""
+
+    registry: Registry
+    device: str = "cpu"
+
+    def spec(self, task: str, methods: Sequence[Part], probes: Sequence[Part] = (), **overrides: Any) -> TrialSpec:
+        """`short_spec` on this device."""
+        return replace(short_spec(self.registry, task, methods, probes, **overrides), device=self.device)
+
+
 def _counts_rounds(recipe_class: type) -> bool:
     return any(field.name == "rounds" for field in fields(recipe_class))
 

@@ -8,42 +8,42 @@ import torch
 
 from harness.activations import gates
 from harness.conformance.runs import (
+    Bench,
     Checks,
     run_short,
     same,
     same_in_every_stack,
-    short_spec,
     stacks,
 )
 from harness.identity import Part, TrialSpec
-from harness.registry import Item, Registry
+from harness.registry import Item
 from harness.streams import Streams
 from harness.task import FederatedWorkload, Workload
 from harness.training.state import pack
 from harness.training.trial import build_recipe, settings
 
 
-def task_checks(item: Item, registry: Registry) -> Checks:
+def task_checks(item: Item, bench: Bench) -> Checks:
     """The checks of a task: short trials, and its workload's promises."""
-    spec = short_spec(registry, item.name, [Part("sgd")])
+    spec = bench.spec(item.name, [Part("sgd")])
     half = 1 if "rounds" in spec.recipe else 11
-    yield "runs are equal to the bit", lambda: run_short(registry, spec).same_as(run_short(registry, spec))
-    yield "resume is exact", lambda: run_short(registry, spec).same_as(run_short(registry, spec, half))
-    yield "the objective is pure", lambda: _objective_is_pure(_workload(registry, spec))
-    yield "batches have one shape", lambda: _batches_have_one_shape(_workload(registry, spec))
-    yield "evaluation changes nothing", lambda: _evaluation_changes_nothing(_workload(registry, spec))
-    yield "the metric is scored", lambda: item.metric.split("/", 1)[1] in _scores(registry, spec)
-    yield "methods share initial weights", lambda: _shares_start(item, registry)
-    if stacks(registry, spec):
-        yield "a seed has the same bits in every stack", lambda: same_in_every_stack(registry, spec)
+    yield "runs are equal to the bit", lambda: run_short(bench.registry, spec).same_as(run_short(bench.registry, spec))
+    yield "resume is exact", lambda: run_short(bench.registry, spec).same_as(run_short(bench.registry, spec, half))
+    yield "the objective is pure", lambda: _objective_is_pure(_workload(bench, spec))
+    yield "batches have one shape", lambda: _batches_have_one_shape(_workload(bench, spec))
+    yield "evaluation changes nothing", lambda: _evaluation_changes_nothing(_workload(bench, spec))
+    yield "the metric is scored", lambda: item.metric.split("/", 1)[1] in _scores(bench, spec)
+    yield "methods share initial weights", lambda: _shares_start(item, bench)
+    if stacks(bench.registry, spec):
+        yield "a seed has the same bits in every stack", lambda: same_in_every_stack(bench.registry, spec)
     if "gates" in item.offers:
-        yield "each gate is called once", lambda: _each_gate_once(_workload(registry, spec))
+        yield "each gate is called once", lambda: _each_gate_once(_workload(bench, spec))
 
 
-def _workload(registry: Registry, spec: TrialSpec) -> Workload:
+def _workload(bench: Bench, spec: TrialSpec) -> Workload:
     with settings(spec):
-        task = registry.build_task(spec.task, spec.task_options)
-        workload = task.workload(build_recipe(task, spec.recipe), Streams(spec.seed), torch.device("cpu"))
+        task = bench.registry.build_task(spec.task, spec.task_options)
+        workload = task.workload(build_recipe(task, spec.recipe), Streams(spec.seed), torch.device(spec.device))
     if isinstance(workload, FederatedWorkload):
         workload.enter(workload.participants(0)[0], 0)
     return workload
@@ -74,15 +74,15 @@ def _evaluation_changes_nothing(workload: Workload) -> bool:
     return first == second and before == pack(workload.state_dict())
 
 
-def _scores(registry: Registry, spec: TrialSpec) -> dict[str, float]:
-    workload = _workload(registry, spec)
+def _scores(bench: Bench, spec: TrialSpec) -> dict[str, float]:
+    workload = _workload(bench, spec)
     with torch.no_grad():
         return workload.evaluate(workload.model, "val")
 
 
-def _shares_start(item: Item, registry: Registry) -> bool:
-    specs = [short_spec(registry, item.name, [Part(method)]) for method in ("sgd", "adam")]
-    workloads = [_workload(registry, spec) for spec in specs]
+def _shares_start(item: Item, bench: Bench) -> bool:
+    specs = [bench.spec(item.name, [Part(method)]) for method in ("sgd", "adam")]
+    workloads = [_workload(bench, spec) for spec in specs]
     batches = [workload.next_batch() for workload in workloads]
     return same(*(workload.model.state_dict() for workload in workloads)) and same(*batches)
 

@@ -23,6 +23,7 @@ from harness.recording.grids import submissions
 from harness.recording.records import Result, Status
 from harness.recording.results import Results
 from harness.registry import Registry
+from harness.seconds import amount
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,8 @@ def facts(plan: Plan, memory: Results, results: dict[str, Result]) -> dict[str, 
     git = environment.get("git") or {}
     found["Commit"] = f"{git.get('commit', '')}{' with changes' if git.get('dirty') else ''}"
     found["Machine"] = f"{environment.get('cpu', '')}, {environment.get('cores', '?')} cores" if environment else ""
+    gpus = Counter(str(result.environment["gpu"]) for result in results.values() if "gpu" in result.environment)
+    found["GPUs"] = ", ".join(f"{name} ({amount(count, 'trial')})" for name, count in gpus.most_common())
     found["System"] = str(environment.get("system", ""))
     packages = environment.get("packages") or {}
     found["Versions"] = ", ".join(

@@ -59,6 +59,22 @@ def environment() -> dict[str, Any]:
     }
 
 
+@functools.cache
+def gpu() -> dict[str, Any]:
+    """This process's first GPU, its memory, and the versions of CUDA and cuDNN, read once; empty where torch sees none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "gpu": properties.name,
+        "gpu_memory": properties.total_memory,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
+
+
 def git_state() -> dict[str, Any]:
     """Commit and dirty flag of the checkout that the code runs from; empty outside one."""
     if not (PROJECT / ".git").exists():

@@ -152,6 +152,8 @@ def trial_content(snapshot: Snapshot, grid: str, user: str, planned: bool) -> Co
     commit = (result.environment.get("git") or {}).get("commit") if result else None
     if commit:
         tags["mlflow.source.git.commit"] = commit
+    if result and "gpu" in result.environment:
+        tags["gpu"] = str(result.environment["gpu"])
     return Content(
         name=f"{trial.cell} · seed {trial.seed}",
         start=snapshot.start,

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from harness.recording.grids import without_password
-from harness.resources import Resources, Seat, thread_variables
+from harness.resources import REPEATABLE_CUBLAS, Resources, Seat, thread_variables
 from harness.running.units import UnitTrial
 
 SECRETS = re.compile(
@@ -43,7 +43,7 @@ def child_environment(resources: Resources) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in secret}
     kept |= thread_variables(resources.threads)
     if resources.gpus:
-        kept["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        kept |= dict([REPEATABLE_CUBLAS])
     else:
         kept["CUDA_VISIBLE_DEVICES"] = ""
     return kept

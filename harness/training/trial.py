@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 import time
 import traceback
@@ -20,9 +21,10 @@ from harness.controls import Control, build_member
 from harness.identity import TrialSpec
 from harness.method import Method, Ranks, State
 from harness.recording.attempts import Attempt
-from harness.recording.environment import environment
+from harness.recording.environment import environment, gpu
 from harness.recording.records import ACTIONS, WEIGHTS, RecordsError, Result, Status, TrialRecords, storage
 from harness.registry import Registry
+from harness.resources import REPEATABLE_CUBLAS
 from harness.screening import Screen
 from harness.streams import Streams
 from harness.task import FederatedWorkload, Task
@@ -126,7 +128,8 @@ class Course:
 
     def _setting(self) -> dict[str, Any]:
         """What the numbers rest on beside the trial's content."""
-        return environment() | {"threads": self.spec.threads, "device": self.spec.device, "ranks": self.ranks.world}
+        asked = {"threads": self.spec.threads, "device": self.spec.device, "ranks": self.ranks.world}
+        return environment() | asked | (gpu() if self.spec.device == "cuda" else {})
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
@@ -263,6 +266,7 @@ def settings(spec: TrialSpec) -> Iterator[None]:
     torch.set_num_threads(spec.threads)
     torch.set_default_dtype(getattr(torch, spec.recipe.get("precision", "float32")))
     if spec.device != "cpu":
+        os.environ.setdefault(*REPEATABLE_CUBLAS)
         torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield

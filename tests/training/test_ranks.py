@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as distributed
-import torch.multiprocessing as processes
 from support import run, told
 
 from harness.conformance import run_short, short_spec
@@ -47,18 +45,6 @@ class Counting(Ranks):
         return value
 
 
-def rank(index: int, world: int, folder: str, spec_json: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=index, world_size=world)
-    spec = TrialSpec.from_json(spec_json)
-    with settings(spec), Attempt(Path(folder) / str(index), spec.hash, spec_json, "test") as attempt:
-        training = set_up(spec, Registry(), attempt, DistributedRanks())
-        loop.train(training)
-        assert torch.equal(training.state.reduce(torch.tensor(float(index))), torch.tensor((world - 1) / 2))
-    torch.save(training.state.model.state_dict(), f"{folder}/weights-{index}.pt")
-    distributed.destroy_process_group()
-
-
 @pytest.mark.parametrize(
     "method", ["adamw", *(pytest.param(name, marks=pytest.mark.slow) for name in ("stable_grad", "oui_decay"))]
 )
@@ -66,8 +52,18 @@ def test_two_ranks_follow_one(method: str, registry: Registry, tmp_path: Path) -
     parts = [Part("stable_grad"), Part("adamw")] if method == "stable_grad" else [Part(method)]
     spec = short_spec(registry, "digits/mlp", parts, precision="float64")
     alone = run_short(registry, spec).weights
-    processes.spawn(rank, (2, str(tmp_path), spec.to_json()), nprocs=2)
-    first, second = (torch.load(tmp_path / f"weights-{index}.pt", weights_only=True) for index in (0, 1))
+
+    def trained(ranks: Ranks) -> str:
+        folder = tmp_path / str(ranks.index)
+        with settings(spec), Attempt(folder, spec.hash, spec.to_json(), "test") as attempt:
+            training = set_up(spec, registry, attempt, ranks)
+            loop.train(training)
+        assert torch.equal(training.state.reduce(torch.tensor(float(ranks.index))), torch.tensor(0.5))
+        torch.save(training.state.model.state_dict(), f"{folder}.pt")
+        return "done"
+
+    assert on_ranks(2, trained) == ["done"] * 2
+    first, second = (torch.load(tmp_path / f"{index}.pt", weights_only=True) for index in (0, 1))
     for name, expected in alone.items():
         assert torch.equal(first[name], second[name]), "ranks have drifted apart"
         torch.testing.assert_close(first[name], expected, rtol=1e-9, atol=1e-11)
