@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -272,6 +273,7 @@ def hamming(one: Tensor, other: Tensor) -> Tensor:
     return ((bits + (bits >> 4)) & 0x0F).sum(dim=-1)
 
 
+@cache
 def coin_flips(samples: int) -> float:
     r"""What `oui` is expected to be where every unit is a fair coin; :math:`1 - \binom{B}{B/2} 2^{-B}` for even B.
 
@@ -281,6 +283,7 @@ def coin_flips(samples: int) -> float:
     return _expected(samples, lambda on: min(on, samples - on))
 
 
+@cache
 def coin_flips_pair(units: int) -> float:
     r"""What `oui_pair` is expected to be where every unit is a fair coin; :math:`1 - \frac12 \binom{d}{d/2} 2^{-d}` for even d.
 

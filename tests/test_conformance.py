@@ -46,12 +46,17 @@ def marked(item: Item) -> ParameterSet:
 
 @pytest.mark.parametrize("item", map(marked, ITEMS))
 def test_conformance(item: Item, registry: Registry) -> None:
+    conforms(item, registry)
+
+
+def conforms(item: Item, registry: Registry, device: str = "cpu") -> None:
+    """Fails with the checks that fail, and skips what has no data here."""
     if item.kind == "task":
         try:
             registry.build_task(item.name, {}).data_digest()
         except MissingData as error:
             pytest.skip(str(error))
-    failed = [f"{verdict.name}{verdict.detail}" for verdict in check_item(item, registry) if not verdict.ok]
+    failed = [f"{verdict.name}{verdict.detail}" for verdict in check_item(item, registry, device) if not verdict.ok]
     assert not failed
 
 

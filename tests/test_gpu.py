@@ -1,5 +1,6 @@
 """What a GPU alone can show: `make gpu`. Without one these are skipped by name."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,13 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from support import harness, plugin, run, timeless, write_grid
-from test_conformance import ITEMS
+from test_conformance import ITEMS, conforms
 
-from harness.conformance import check_item, run_short, short_spec
+from harness.conformance import run_short, short_spec
 from harness.identity import Part, TrialSpec
-from harness.recording.records import Result
+from harness.recording.records import Result, Status
 from harness.recording.results import Results
 from harness.registry import Item, Registry
+from tasks.models import image_model
+from tasks.models.library import SMALLEST, VISION
 
 pytestmark = [
     pytest.mark.slow,
@@ -58,8 +61,26 @@ class Grabs(Method):
 
 @pytest.mark.parametrize("item", ITEMS, ids=lambda item: f"{item.kind} {item.name}")
 def test_conformance(item: Item, registry: Registry) -> None:
-    failed = [f"{verdict.name}{verdict.detail}" for verdict in check_item(item, registry, "cuda") if not verdict.ok]
-    assert not failed
+    conforms(item, registry, "cuda")
+
+
+@pytest.mark.parametrize("name", VISION)
+def test_every_model_of_images_has_fixed_bits(name: str) -> None:
+    """Of each operation in it there is a deterministic version, forwards and backwards."""
+    size = max(64, SMALLEST.get(name, 0))
+    model = image_model(name, (3, size, size), 10).cuda().eval()
+    images = torch.randn(4, 3, size, size, device="cuda")
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = (torch.autograd.grad(model(images).square().sum(), [*model.parameters()]) for _ in range(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(map(torch.equal, first, second))
+
+
+def test_attention_has_fixed_bits_over_a_longer_run(registry: Registry) -> None:
+    spec = replace(short_spec(registry, "stdlib/gpt_tiny", [Part("adamw")], steps=150), device="cuda")
+    assert run_short(registry, spec).same_as(run_short(registry, spec))
 
 
 FAMILIES = ["digits/mlp", "digits/cnn", "stdlib/gpt_tiny", "poisson/pinn", "digits/federated", "cartpole/ppo"]
@@ -86,14 +107,14 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A grid whose trials have a quarter of a GPU each."""
     folder = tmp_path_factory.mktemp("shared")
     grid = write_grid(folder, SHARED)
-    harness("run", grid, "--results", folder / "results", "--plugin", plugin(folder, WATCHING))
+    harness("run", grid, "--results", folder / "results", "--plugin", plugin(folder, WATCHING), status=1)
     return folder
 
 
 def test_trials_that_share_a_gpu_have_the_numbers_that_they_have_alone(shared: Path) -> None:
     registry = Registry([shared / "plugin.py"])
     results = results_of(shared / "results")
-    finished = {hash: result for hash, result in results.items() if result.status == "finished"}
+    finished = {hash: result for hash, result in results.items() if result.status is Status.FINISHED}
     assert len(finished) == 12
     for hash, result in finished.items():
         spec = TrialSpec.from_json((shared / "results" / "trials" / hash / "trial.json").read_text())
@@ -105,15 +126,16 @@ def test_trials_that_share_a_gpu_have_the_numbers_that_they_have_alone(shared: P
 
 
 def test_a_share_limits_the_memory_of_a_trial_and_of_no_neighbour(shared: Path) -> None:
-    ended = [result for result in results_of(shared / "results").values() if result.status != "finished"]
-    assert [(result.status, result.steps) for result in ended] == [("out_of_memory", 0)] * 3
-    assert all("CUDA out of memory" in result.reason for result in ended)
+    ended = [result for result in results_of(shared / "results").values() if result.status is not Status.FINISHED]
+    assert [(result.status, result.steps) for result in ended] == [(Status.OUT_OF_MEMORY, 1)] * 3
+    for result in ended:
+        assert re.fullmatch(r"OutOfMemoryError: CUDA out of memory. Tried to .+; [\d.]+ GiB allowed", result.reason)
 
 
 def test_a_trial_that_asked_for_none_sees_no_gpu(tmp_path: Path) -> None:
     grid = write_grid(tmp_path, "name: blind\ntasks: [digits/mlp]\nmethods: [blind + adamw]\nseeds: 2\n")
     harness("run", grid, "--results", tmp_path, "--plugin", plugin(tmp_path, WATCHING), "--set", "recipe.steps=20")
-    assert {result.status for result in results_of(tmp_path).values()} == {"finished"}
+    assert {result.status for result in results_of(tmp_path).values()} == {Status.FINISHED}
 
 
 def test_the_doctor_sees_what_torch_sees(tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from harness.conformance.runs import (
     run_short,
     same,
     same_in_every_stack,
-    stacks,
     train_through,
 )
 from harness.identity import Part, TrialSpec
@@ -58,7 +57,7 @@ def _method_on(task: str, built: Method, name: str, bench: Bench) -> Checks:
     first = lru_cache(lambda: run_short(bench.registry, spec))
     yield f"{task}: runs are equal to the bit", lambda: first().same_as(run_short(bench.registry, spec))
     yield f"{task}: resume is exact", lambda: first().same_as(run_short(bench.registry, spec, half))
-    if stacks(bench.registry, spec):
+    if bench.stacks(spec):
         yield f"{task}: a seed has the same bits in every stack", lambda: same_in_every_stack(bench.registry, spec)
     yield f"{task}: leaves nothing behind", lambda: _leaves_nothing(bench, plain)
     yield f"{task}: metrics are finite", lambda: finite_metrics(first())

@@ -80,6 +80,10 @@ class Bench:
         """`short_spec` on this device."""
         return replace(short_spec(self.registry, task, methods, probes, **overrides), device=self.device)
 
+    def stacks(self, spec: TrialSpec) -> bool:
+        """Whether seeds of a trial may be trained together here: on a GPU bits depend on how many there are."""
+        return self.device == "cpu" and stacks(self.registry, spec)
+
 
 def _counts_rounds(recipe_class: type) -> bool:
     return any(field.name == "rounds" for field in fields(recipe_class))

@@ -13,7 +13,6 @@ from harness.conformance.runs import (
     run_short,
     same,
     same_in_every_stack,
-    stacks,
 )
 from harness.identity import Part, TrialSpec
 from harness.registry import Item
@@ -34,7 +33,7 @@ def task_checks(item: Item, bench: Bench) -> Checks:
     yield "evaluation changes nothing", lambda: _evaluation_changes_nothing(_workload(bench, spec))
     yield "the metric is scored", lambda: item.metric.split("/", 1)[1] in _scores(bench, spec)
     yield "methods share initial weights", lambda: _shares_start(item, bench)
-    if stacks(bench.registry, spec):
+    if bench.stacks(spec):
         yield "a seed has the same bits in every stack", lambda: same_in_every_stack(bench.registry, spec)
     if "gates" in item.offers:
         yield "each gate is called once", lambda: _each_gate_once(_workload(bench, spec))

@@ -238,6 +238,8 @@ class Assembler:
             return reason
         if any(recipe.phase(step) == "lbfgs" for step in (0, *recipe.switches)):
             return "L-BFGS searches along a line for each seed by itself"
+        if resources.gpus:
+            return "on a GPU the bits of a seed would depend on the seeds beside it"
         if resources.threads > 1 or resources.ranks > 1:
             return f"it asks for {resources.threads * resources.ranks} CPUs, and a stack computes on one"
         if taken := [path for path in cell.takes if path != "start"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+import re
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -198,9 +199,21 @@ def _status(error: Exception) -> tuple[Status, str, str]:
     if isinstance(error, Screened):
         return Status.SCREENED, str(error), ""
     line = f"{type(error).__name__}: {error}".split("\n")[0]
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if isinstance(error, torch.OutOfMemoryError):
+        return Status.OUT_OF_MEMORY, _without_neighbours(line), ""
+    if isinstance(error, MemoryError):
         return Status.OUT_OF_MEMORY, line, ""
     return Status.FAILED, line, "".join(traceback.format_exception(error))
+
+
+def _without_neighbours(told: str) -> str:
+    """Of what CUDA says of its memory, what was asked for and what was allowed: it lists every process on the GPU.
+
+    >>> _without_neighbours("OOM: CUDA out of memory. Tried to allocate 4 GiB. GPU 0 has 9. Process 7 has 2. 3.5 GiB allowed; Of")
+    'OOM: CUDA out of memory. Tried to allocate 4 GiB; 3.5 GiB allowed'
+    """
+    asked, allowed = ". ".join(told.split(". ")[:2]), re.search(r"[\d.]+ \w+ allowed", told)
+    return f"{asked}; {allowed[0]}" if allowed else asked
 
 
 def set_up(spec: TrialSpec, registry: Registry, attempt: Attempt, ranks: Ranks | None = None) -> Training:
@@ -261,13 +274,16 @@ def build_recipe(task: Task, overrides: dict[str, Any]) -> Any:
 
 @contextmanager
 def settings(spec: TrialSpec) -> Iterator[None]:
-    """Torch's settings for a trial: threads, default precision, and on a GPU deterministic kernels."""
+    """Torch's settings for a trial: threads, default precision, and on a GPU deterministic kernels.
+
+    There an operation of which CUDA has no deterministic version ends the trial as failed, and torch's message names it.
+    """
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     torch.set_num_threads(spec.threads)
     torch.set_default_dtype(getattr(torch, spec.recipe.get("precision", "float32")))
     if spec.device != "cpu":
         os.environ.setdefault(*REPEATABLE_CUBLAS)
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:

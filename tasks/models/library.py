@@ -120,11 +120,42 @@ def densenet_bc_100(size: int, classes: int) -> nn.Module:
 
 
 def finish(model: nn.Module, *inputs: Tensor) -> nn.Module:
-    """One activation module per call site; what weighs channels is no gate."""
+    """One activation module per call site; what weighs channels is no gate; every gradient has the same bits each time."""
     for module in model.modules():
         if isinstance(getattr(module, "scale_activation", None), nn.Sigmoid):
             module.scale_activation = Squash()
+        if type(pool := getattr(module, "avgpool", None)) is nn.AdaptiveAvgPool2d:
+            module.avgpool = RepeatablePool(pool.output_size)
     return split_call_sites(model, *inputs)
+
+
+class RepeatablePool(nn.AdaptiveAvgPool2d):
+    """The library's pooling. On a GPU as products of matrices: of its own gradient CUDA has no version with fixed bits."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not input.is_cuda:
+            return super().forward(input)
+        size = self.output_size
+        height, width = size if isinstance(size, tuple) else (size, size)
+        return pooled(input, height or input.shape[-2], width or input.shape[-1])
+
+
+def pooled(images: Tensor, height: int, width: int) -> Tensor:
+    """Adaptive average pooling of (..., rows, columns) to (..., height, width) by two products, up to rounding.
+
+    >>> bool((pooled(torch.ones(2, 3, 5, 7), 2, 3) - 1).abs().max() < 1e-6)
+    True
+    """
+    return _averages(height, images.shape[-2], images) @ images @ _averages(width, images.shape[-1], images).T
+
+
+def _averages(parts: int, size: int, like: Tensor) -> Tensor:
+    """The matrix (parts, size) that takes means over the parts that adaptive pooling makes of an axis."""
+    weights = torch.zeros(parts, size, dtype=torch.float64)
+    for part in range(parts):
+        first, last = part * size // parts, -(-(part + 1) * size // parts)
+        weights[part, first:last] = 1 / (last - first)
+    return weights.to(like)
 
 
 def _small_stem(model: Any, name: str) -> nn.Module:

@@ -71,6 +71,7 @@ def test_seeds_run_stacked_where_they_can_and_the_plan_says_where_they_cannot(pl
     ("more", "reason"),
     [
         ("resources: {cpus: 2}", "it asks for 2 CPUs, and a stack computes on one"),
+        ("resources: {gpus: 0.5}", "on a GPU the bits of a seed would depend on the seeds beside it"),
         ("recipes: [{set: {steps: 30, phases: [method 20, lbfgs 10]}}]", "L-BFGS searches along a line"),
         ("tasks: [cartpole/ppo]\nrecipes: [{set: {normalize_observations: true}}]", "normalize_observations keeps"),
         ("tasks: [poisson/pinn: {normalisation: batch}]", "normalisation: batch is not known to keep a seed's bits"),

@@ -637,7 +637,7 @@ def test_a_part_of_a_gpu_leaves_room_for_what_cuda_takes(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", asked.append)
     for share in (0.5, 0.25, 0.03):
         _take_share(share)
-    assert asked == [0.4375, 0.1875, 0.0]
+    assert asked == [0.40625, 0.15625, 0.0]
 
 
 def test_the_environment_of_trials(monkeypatch: pytest.MonkeyPatch) -> None:

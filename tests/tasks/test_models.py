@@ -66,6 +66,19 @@ def same_as_library(name: str, sites: int) -> None:
     assert len(gates(ours)) == sites
 
 
+@pytest.mark.parametrize(("shape", "size"), [((1, 1), (6, 6)), ((6, 6), (6, 6)), ((13, 9), (6, 4))])
+def test_pooling_by_products_is_pooling(shape: tuple[int, int], size: tuple[int, int]) -> None:
+    """What a GPU computes in its place, values and gradients."""
+    images = torch.randn(2, 3, *shape, dtype=torch.float64, requires_grad=True)
+    outcomes = []
+    for outcome in (functional.adaptive_avg_pool2d(images, size), library.pooled(images, *size)):
+        (gradient,) = torch.autograd.grad(outcome.square().sum(), images)
+        outcomes.append((outcome, gradient))
+    torch.testing.assert_close(*outcomes, rtol=1e-12, atol=1e-14)
+    model = image_model("alexnet", (3, 63, 63), 10)
+    assert isinstance(model.avgpool, library.RepeatablePool)
+
+
 @pytest.mark.parametrize("name", CALL_SITES)
 def test_torchvision(name: str) -> None:
     same_as_library(name, CALL_SITES[name])
