@@ -249,6 +249,7 @@ def scale(axes: Axes, values: Sequence[float], which: str, bounds: Sequence[floa
 def curves(lines: Sequence[Line], labels: tuple[str, str], title: str, text: str, key: str) -> str:
     """Lines with their bands; the axes follow the lines, not the bands."""
     with canvas() as (figure, axes):
+        axes.autoscale(False)  # the limits are looked for once, not anew for each line
         for line in lines:
             colour = COLOURS[line.colour % SERIES]
             if len(line.low):
@@ -256,6 +257,7 @@ def curves(lines: Sequence[Line], labels: tuple[str, str], title: str, text: str
             marker = MARKERS[line.colour % SERIES] if len(line.x) < 12 else ""
             dashes = DASHES[line.colour % SERIES]
             axes.plot(line.x, line.y, color=colour, linewidth=1.4, linestyle=dashes, marker=marker, markersize=3)
+        axes.autoscale()
         scale(axes, [y for line in lines for y in line.y], "y")
         axes.set_xlabel(labels[0])
         axes.set_ylabel(plain(labels[1]))

@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -43,22 +44,31 @@ def read_tracks(memory: Results, hash: str, wanted: tuple[str, ...]) -> dict[str
     """The metrics of a trial whose names begin in one of some ways. Lines without them are not parsed."""
     trial = memory.trial(hash)
     commit = trial.commit()
-    found: dict[str, Track] = defaultdict(dict)
-    marks, timed = tuple(f'"{name}' for name in wanted), ""
+    found: dict[str, Track] = {}
+    marks, seconds = tuple(f'"{name}' for name in wanted), 0.0
     for chunk in commit.chunks if commit else []:
         with trial.chunk(chunk) as lines:
+            kept, clock = [], []
             for line in lines:
                 if "time/train_seconds" in line:
-                    timed = line
-                if not any(mark in line for mark in marks):
-                    continue
-                record = json.loads(line)
-                match = SECONDS.search(timed)
-                seconds = float(match[1]) if match else 0.0
-                for name, value in record.get("metrics", {}).items():
-                    if name.startswith(wanted):
-                        found[name][record["step"]] = (seconds, value)
+                    match = SECONDS.search(line)
+                    seconds = float(match[1]) if match else 0.0
+                if any(mark in line for mark in marks):
+                    kept.append(line)
+                    clock.append(seconds)
+            records = json.loads("[" + ",\n".join(kept) + "]")  # at once: by the line it takes a quarter longer
+            for record, until in zip(records, clock, strict=True):
+                _enter(found, record, until, wanted)
     return found
+
+
+def _enter(found: dict[str, Track], record: dict[str, Any], seconds: float, wanted: tuple[str, ...]) -> None:
+    step = record["step"]
+    for name, value in record.get("metrics", {}).items():
+        if name in found:
+            found[name][step] = (seconds, value)
+        elif name.startswith(wanted):
+            found[name] = {step: (seconds, value)}
 
 
 def cell_tracks(

@@ -42,7 +42,7 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
     mean = sum(values) / len(values)
     if len(values) < 2:
         return mean, None
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    deviation = math.hypot(*(value - mean for value in values)) / math.sqrt(len(values) - 1)  # squares could overflow
     return mean, float(stdtrit(len(values) - 1, (1 + level) / 2)) * deviation / math.sqrt(len(values))
 
 

@@ -94,7 +94,9 @@ class Place:
         file.with_suffix(".new").replace(file)
 
     def arguments(self, *more: object) -> list[object]:
-        return ["run", self.grid, "--results", self.results, "--plugin", self.code, "--commit-every", 0.5, *more]
+        """One trial at a time on this machine unless said otherwise: each worker more takes ten seconds of CPU to begin."""
+        asked = ["run", self.grid, "--results", self.results, "--plugin", self.code, "--commit-every", 0.5, *more]
+        return asked if {"--cpus", "--address"} & set(more) else [*asked, "--cpus", 1]
 
     def start(self, *more: object, **environment: str) -> "subprocess.Popen[str]":
         """A driver beside this process."""
@@ -184,9 +186,8 @@ def test_a_worker_process_is_killed(kind: str, tmp_path: Path, undisturbed: Plac
     """Each of the three processes that a trial needs: it goes on elsewhere, in the same run of `harness`."""
     place = Place(tmp_path)
     place.pace(0.5)
-    driver = place.start()
-    at_once = min(len(place.hashes), os.cpu_count() or 1)
-    until(lambda: len(place.committed()) == at_once, PATIENCE, "a commit of each trial that runs")  # whichever is met
+    driver = place.start("--cpus", 2)
+    until(lambda: len(place.committed()) == 2, PATIENCE, "a commit of each trial that runs")  # whichever is met
     victim = worker_processes(place, kind)[0]
     below = victim.children(recursive=True)
     victim.kill()
@@ -295,7 +296,7 @@ def test_a_results_folder_that_becomes_full_in_mid_run(tmp_path: Path, undisturb
     place = Place(tmp_path)
     with small_disk(place.results / part, "60m") as disk:
         place.pace(0.5)  # none ends by itself before the disk is full
-        driver = place.start("--cpus", 1)
+        driver = place.start()
         until(place.committed, PATIENCE, "a commit")
         filler = disk / "filler"
         fill(filler, driver)
@@ -337,7 +338,7 @@ def test_a_results_folder_that_becomes_read_only_in_mid_run(tmp_path: Path, undi
 
     with mounts_alone(), mounted(place.results, *what.format(folder=place.results, image=image).split()):
         place.pace(0.5)  # none ends by itself before
-        driver = place.start("--cpus", 1)
+        driver = place.start()
         until(place.committed, PATIENCE, "a commit")
         do(breaks)
         ends_after_one_trial(place, driver)
@@ -450,7 +451,7 @@ def test_a_trial_that_ray_kills_for_memory(tmp_path: Path, undisturbed: Place) -
         pytest.skip("8 GiB of free memory are needed")
     threshold = (used.total - used.available + (3 << 30)) / used.total
     environment = {"RAY_memory_usage_threshold": f"{threshold:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
-    driver = place.start("--set", "resources.memory=6GiB", "--cpus", 1, **environment)
+    driver = place.start("--set", "resources.memory=6GiB", **environment)
     shown = driver.communicate(timeout=PATIENCE)[0]
     assert driver.returncode == 1, shown
     (hog,) = (t.hash for t in planned(place.grid, place.code).trials if t.method_label == "hogs + adamw")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running.test_faults import Place, planned, runs
+from running.test_faults import Place, planned, runs, undisturbed  # noqa: F401  # a fixture
 from support import TROUBLE, harness, kill_when, plugin, timeless, write_grid
 
 from harness.recording.records import Result
@@ -117,20 +117,9 @@ def test_mlflow_is_a_projection(finished: tuple[Path, Path]) -> None:
         assert {"train/loss", "val/accuracy", "test/accuracy", "probe/oui/mean"} <= names
 
 
-SLOW_GRID = """
-name: slow
-tasks: [digits/mlp]
-methods: [slow + adamw, slow + sgd]
-seeds: 2
-recipes: [{set: {steps: 150, record_every: 10}}]
-probes: [oui]
-"""
-
-
 @pytest.mark.chaos
-def test_a_killed_driver_loses_nothing(tmp_path: Path) -> None:
-    place, undisturbed = Place(tmp_path / "place", SLOW_GRID), Place(tmp_path / "undisturbed", SLOW_GRID)
-    undisturbed.run()
+def test_a_killed_driver_loses_nothing(tmp_path: Path, undisturbed: Place) -> None:  # noqa: F811
+    place = Place(tmp_path)
     memory = Results(place.results)
     place.pace(1)  # so slowly that no trial ends before its worker has noticed, however late MLflow shows the commit
 
@@ -175,8 +164,8 @@ resources: [{memory: 1GiB}, {method: hangs, time: 3s}]
 def test_trouble_gets_its_status_and_the_grid_goes_on(tmp_path: Path) -> None:
     place = Place(tmp_path / "place", TROUBLED_GRID, TROUBLE)
     alone = re.sub("methods: .*", "methods: [adamw]", TROUBLED_GRID).replace(", {method: hangs, time: 3s}", "")
-    undisturbed = Place(tmp_path / "undisturbed", alone, TROUBLE)
-    undisturbed.run()
+    by_itself = Place(tmp_path / "alone", alone, TROUBLE)
+    by_itself.run()
     shown = place.run(status=1)
     assert "KeyError: 'mistake'" in shown
     expected = {
@@ -195,7 +184,7 @@ def test_trouble_gets_its_status_and_the_grid_goes_on(tmp_path: Path) -> None:
         tags = {run["tags"]["method"]: (run["tags"]["status"], run["status"]) for run in listed}
         assert tags == expected
         otherwise = {run["hash"]: run["status"] for run in listed if run["tags"]["method"] != "adamw"}
-        place.as_undisturbed(undisturbed, otherwise=otherwise)
+        place.as_undisturbed(by_itself, otherwise=otherwise)
         for run in listed:
             folder = place.results / "mlartifacts" / "trouble" / run["run"] / "artifacts"
             events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
