@@ -1,5 +1,6 @@
 """What a GPU alone can show: `make gpu`. Without one these are skipped by name."""
 
+import os
 import re
 import subprocess
 import sys
@@ -16,8 +17,11 @@ from harness.identity import Part, TrialSpec
 from harness.recording.records import Result, Status
 from harness.recording.results import Results
 from harness.registry import Item, Registry
+from harness.resources import REPEATABLE_CUBLAS
 from tasks.models import image_model
 from tasks.models.library import SMALLEST, VISION
+
+os.environ.setdefault(*REPEATABLE_CUBLAS)  # before any test begins with CUDA
 
 pytestmark = [
     pytest.mark.slow,
