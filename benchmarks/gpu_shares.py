@@ -1,7 +1,8 @@
 """What sharing a GPU gives: sixteen small trials, each with all of it, a quarter, or a sixteenth.
 
 Small networks leave most of a GPU idle. Each share runs the same grid from nothing; what is compared is the time from the start of
-its first trial to the end of its last. The numbers of the trials must not differ, and are compared to the bit.
+its first trial to the end of its last, which the CPUs limit where there are fewer than trials at once. The numbers of the trials
+must not differ, and are compared to the bit.
 
     python benchmarks/gpu_shares.py --steps 1000
 """

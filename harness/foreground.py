@@ -120,7 +120,7 @@ def conclude(result: Result) -> int:
 
 def _run(planned: PlannedTrial, registry: Registry, memory: Results) -> Result:
     os.environ |= thread_variables(planned.spec.threads)  # before torch starts its pool
-    if planned.spec.device not in devices():
+    if planned.spec.device == "cuda" and "cuda" not in devices():
         told = (
             f"resources.gpus: found {planned.resources.gpus:g}, allowed: 0; torch sees no GPU here, see harness doctor"
         )

@@ -4,11 +4,18 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["RAY_AUTH_MODE"] = "token"  # Ray reads it when it is imported
 
 from harness.registry import Registry
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A process that sees a GPU cannot fork ranks that train: tests see one where they ask for it alone."""
+    if config.getoption("markexpr") != "gpu" and torch.cuda.is_available():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(scope="session")

@@ -70,7 +70,7 @@ def test_conformance(item: Item, registry: Registry) -> None:
 
 @pytest.mark.parametrize("name", VISION)
 def test_every_model_of_images_has_fixed_bits(name: str) -> None:
-    """Of each operation in it there is a deterministic version, forwards and backwards."""
+    """Of each operation in it there is a deterministic version, forwards and backwards, as it is evaluated."""
     size = max(64, SMALLEST.get(name, 0))
     model = image_model(name, (3, size, size), 10).cuda().eval()
     images = torch.randn(4, 3, size, size, device="cuda")

@@ -38,13 +38,14 @@ def sync(
     tracking: TrackingOption = None,
 ) -> None:
     """Brings MLflow up to date with the results folder. Without mlflow.db it is built anew."""
+    from harness.recording.grids import submissions
     from harness.recording.records import RecordsError
     from harness.recording.store import TrackingError
     from harness.recording.tracking import sync as project
 
     check_tracking(tracking)
     memory = open_results(results)
-    known = memory.grids()
+    known = [name for name in memory.grids() if submissions(memory, name)]  # one that was refused at its start has none
     wanted = known if grid is None else [name_of(grid)]
     for name in wanted:
         check_kept(memory, name)

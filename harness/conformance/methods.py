@@ -41,7 +41,7 @@ def method_checks(item: Item, bench: Bench) -> Checks:
         yield from _method_on(task, built, item.name, bench)
     for task in families[:1]:
         yield f"{task}: compositions keep their order", partial(_order_counts, task, built, item.name, bench)
-    if bench.device != "cpu":  # a process with a GPU cannot be forked, and what ranks do is the same on every device
+    if bench.device != "cpu":  # a process that sees a GPU cannot fork ranks that train
         return
     for task in families[:1]:
         if "clients" not in bench.registry.build_task(task, {}).offers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -23,8 +24,18 @@ from harness.training.trial import build_recipe, settings
 
 
 def task_checks(item: Item, bench: Bench) -> Checks:
-    """The checks of a task: short trials, and its workload's promises."""
+    """The checks of a task: short trials, and its workload's promises, under the settings of a trial."""
     spec = bench.spec(item.name, [Part("sgd")])
+    for name, check in _checks(item, bench, spec):
+        yield name, partial(_in_settings, spec, check)
+
+
+def _in_settings(spec: TrialSpec, check: Callable[[], bool]) -> bool:
+    with settings(spec):
+        return check()
+
+
+def _checks(item: Item, bench: Bench, spec: TrialSpec) -> Checks:
     half = 1 if "rounds" in spec.recipe else 11
     yield "runs are equal to the bit", lambda: run_short(bench.registry, spec).same_as(run_short(bench.registry, spec))
     yield "resume is exact", lambda: run_short(bench.registry, spec).same_as(run_short(bench.registry, spec, half))

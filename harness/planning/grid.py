@@ -91,7 +91,10 @@ class Grid:
         origins: dict[str, str] = {}
         for rule, path in self.requests:
             if task.matches(rule.task) and method.matches(rule.method):
-                given = {name: getattr(rule, name) for name in rule.model_fields_set - {"task", "method"}}
+                named = rule.model_dump(include=rule.model_fields_set - {"task", "method"})
+                given = {
+                    name: value for name, value in named.items() if value is not None or name in ("memory", "time")
+                }
                 asked = replace(asked, **given)
                 origins |= {name: f"{path}.{name}" for name in given}
         return asked, origins

@@ -10,8 +10,8 @@ from harness.identity import Requirement
 from harness.planning.plan import TUNED, Plan, PlannedTrial
 from harness.recording.records import Result, Status
 
-WORST = (Status.DIVERGED, Status.OUT_OF_MEMORY, Status.TIMED_OUT)
-"""Ends that a point of the tuned spaces is to blame for: they rank worst."""
+WORST = (Status.DIVERGED, Status.OUT_OF_MEMORY, Status.TIMED_OUT, Status.SCREENED)
+"""Ends that a point of the tuned spaces is to blame for: they rank worst, and so does one that a rule has stopped."""
 
 
 class Missing(Exception):

@@ -66,7 +66,10 @@ def gpu() -> dict[str, Any]:
 
     if not torch.cuda.is_available():
         return {}
-    properties = torch.cuda.get_device_properties(0)
+    try:
+        properties = torch.cuda.get_device_properties(0)
+    except RuntimeError:  # one that cannot be used: the trial fails, and says so, at its first tensor
+        return {}
     return {
         "gpu": properties.name,
         "gpu_memory": properties.total_memory,

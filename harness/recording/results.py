@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +18,7 @@ class Results:
     """
 
     def __init__(self, folder: Path | str) -> None:
-        if "://" in str(folder):
+        if re.match(r"[a-z][a-z0-9+.-]+:/", str(folder)):  # of the two slashes a path keeps one
             raise RecordsError(f"--results: found {folder}, allowed: a folder; object stores are not supported yet")
         try:
             self.folder = Path(folder).resolve()

@@ -200,8 +200,8 @@ def _judged(course: Course) -> Callable[[], bool]:
     return judged
 
 
-CONTEXT = 768 << 20
-"""Bytes that CUDA itself takes of a GPU for each process, which PyTorch's limit does not count: up to 745 MiB on an H200."""
+CONTEXT = 896 << 20
+"""Bytes that CUDA itself takes of a GPU for each process, which PyTorch's limit does not count: up to 870 MiB on an H200."""
 
 
 def _take_share(share: float) -> None:

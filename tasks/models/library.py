@@ -124,7 +124,8 @@ def finish(model: nn.Module, *inputs: Tensor) -> nn.Module:
     for module in model.modules():
         if isinstance(getattr(module, "scale_activation", None), nn.Sigmoid):
             module.scale_activation = Squash()
-        if type(pool := getattr(module, "avgpool", None)) is nn.AdaptiveAvgPool2d:
+        pool = getattr(module, "avgpool", None)
+        if type(pool) is nn.AdaptiveAvgPool2d and pool.output_size not in (1, (1, 1)):  # to one place it is a mean
             module.avgpool = RepeatablePool(pool.output_size)
     return split_call_sites(model, *inputs)
 

@@ -170,6 +170,12 @@ def test_seeds(planned: Planner, seeds: str, expected: list[dict[str, int]]) -> 
     assert [trial.spec.seed for trial in planned(grid(seeds=seeds)).trials] == expected
 
 
+@pytest.mark.parametrize("field", ["cpus", "gpus", "memory", "time", "ranks", "custom"])
+def test_a_resource_that_is_left_empty_says_nothing(planned: Planner, field: str) -> None:
+    (resources,) = {trial.resources for trial in planned(GOOD + f"resources: {{{field}: }}\n").trials}
+    assert resources == Resources()
+
+
 def test_resources_of_a_cell_are_the_last_word_on_each_field(planned: Planner) -> None:
     plan = planned(
         grid(

@@ -371,9 +371,10 @@ def test_addresses_are_shown_without_what_is_secret(text: str, shown: str) -> No
     assert without_password(text) == shown
 
 
-def test_object_stores_are_refused() -> None:
-    with pytest.raises(RecordsError, match="--results: found s3://bucket"):
-        Results("s3://bucket")
+@pytest.mark.parametrize("folder", ["s3://bucket", Path("s3://bucket/x"), Path("abfs+ssl://bucket/x")])
+def test_object_stores_are_refused(folder: Path | str) -> None:
+    with pytest.raises(RecordsError, match=r"--results: found \S+:/\S+, allowed: a folder"):
+        Results(folder)
 
 
 @pytest.mark.parametrize("status", Status)

@@ -34,6 +34,7 @@ tasks: [digits/mlp]
 methods: [slow + adamw, slow + sgd]
 seeds: 2
 recipes: [{set: {steps: 60, record_every: 10}}]
+probes: [oui]
 """
 
 SLOW = """

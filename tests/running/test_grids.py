@@ -127,7 +127,7 @@ def test_a_killed_driver_loses_nothing(tmp_path: Path, undisturbed: Place) -> No
         commits = {run["hash"]: memory.trial(run["hash"]).commit() for run in runs_or_none(place.results)}
         return any(commit and commit.checkpoint for commit in commits.values())
 
-    kill_when(place.start(), halfway)
+    kill_when(place.start("--cpus", 2), halfway)
     before = {run["hash"]: run["run"] for run in runs_or_none(place.results)}
     unfinished = [hash for hash in before if memory.trial(hash).commit() and not memory.trial(hash).result()]
     assert unfinished
@@ -166,7 +166,7 @@ def test_trouble_gets_its_status_and_the_grid_goes_on(tmp_path: Path) -> None:
     alone = re.sub("methods: .*", "methods: [adamw]", TROUBLED_GRID).replace(", {method: hangs, time: 3s}", "")
     by_itself = Place(tmp_path / "alone", alone, TROUBLE)
     by_itself.run()
-    shown = place.run(status=1)
+    shown = place.run("--cpus", 2, status=1)
     assert "KeyError: 'mistake'" in shown
     expected = {
         "nan": ("diverged", "FAILED"),
@@ -194,7 +194,7 @@ def test_trouble_gets_its_status_and_the_grid_goes_on(tmp_path: Path) -> None:
             assert ("about to raise" in printed) == (run["tags"]["method"] == "raises")
 
     check()
-    again = place.run(status=1)
+    again = place.run("--cpus", 2, status=1)
     assert "2 of 6 trials to run" in again, "only what ran out of memory or time is tried again"
     check()
     place.nothing_runs()

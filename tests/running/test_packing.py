@@ -42,8 +42,10 @@ class Deaf:
 @pytest.fixture(scope="module")
 def gpus() -> Iterator[Machines]:
     """Two nodes with two GPUs each, which only Ray believes in: the trials compute on CPUs."""
-    with machines(2, num_cpus=3, num_gpus=2) as started:
-        yield started
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # Ray gives no more GPUs than this names
+        with machines(2, num_cpus=3, num_gpus=2) as started:
+            yield started
 
 
 def planned(folder: Path) -> list[PlannedTrial]:

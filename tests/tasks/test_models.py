@@ -77,6 +77,7 @@ def test_pooling_by_products_is_pooling(shape: tuple[int, int], size: tuple[int,
     torch.testing.assert_close(*outcomes, rtol=1e-12, atol=1e-14)
     model = image_model("alexnet", (3, 63, 63), 10)
     assert isinstance(model.avgpool, library.RepeatablePool)
+    assert type(image_model("resnet18", (3, 32, 32), 10).avgpool) is nn.AdaptiveAvgPool2d
 
 
 @pytest.mark.parametrize("name", CALL_SITES)
