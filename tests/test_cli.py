@@ -124,6 +124,19 @@ def test_a_gpu_that_is_not_there_is_refused(tmp_path: Path) -> None:
     assert told == "--device: found 'cuda', allowed: cpu on this machine; see harness doctor\n"
 
 
+def test_a_grid_whose_trials_are_all_there_can_be_reported(tmp_path: Path) -> None:
+    """Nothing is to be run, and yet it is a grid: with a report, and with its runs in MLflow."""
+    grid = tmp_path / "grid.yaml"
+    grid.write_text("name: copied\ntasks: [digits/mlp]\nmethods: [adamw]\nseeds: 1\nrecipes: [{set: {steps: 5}}]\n")
+    results = tmp_path / "results"
+    harness("trial", "digits/mlp", "adamw", "--set", "recipe.steps=5", "--results", results)
+    shown = harness("run", grid, "--results", results)
+    assert f"Other grids have run all of it. To show it in MLflow: harness sync copied --results {results}\n" in shown
+    assert (results / "grids" / "copied" / "report.html").name in harness("report", "copied", "--results", results)
+    assert "copied: 1 " in harness("sync", "copied", "--results", results)
+    assert "Other grids" not in harness("run", grid, "--results", results), "once"
+
+
 def test_list_and_describe() -> None:
     listed = harness("list")
     for name in ("digits/mlp", "cartpole/ppo", "poisson/pinn", "digits/federated", "balanced_adam", "oui"):
@@ -216,6 +229,13 @@ def test_a_collision_is_an_error(tmp_path: Path) -> None:
         "method 'adamw' is registered twice: by training-harness:methods.baselines and by plugin plugin.py"
         in harness("list", "--plugin", twice, status=2)
     )
+
+
+def test_the_cpus_of_a_cluster_are_its_own(tmp_path: Path) -> None:
+    grid = write_grid(tmp_path, "name: cpus\ntasks: [digits/mlp]\nmethods: [adamw]\nseeds: 1\n")
+    told = harness("run", grid, "--address", "auto", "--cpus", 2, "--results", tmp_path / "results", status=2)
+    assert told.startswith("--cpus: found with --address, allowed: without it")
+    assert not (tmp_path / "results").exists()
 
 
 def test_impossible_resources_are_refused_before_anything_starts(tmp_path: Path) -> None:

@@ -75,6 +75,10 @@ def run(
     if address is not None and "://" in address:
         raise fail(f"--address: from elsewhere it is: harness submit {grid} --address {address} --results FOLDER", 2)
     check_tracking(tracking)
+    if cpus is not None and address is not None:
+        raise fail(
+            "--cpus: found with --address, allowed: without it; a cluster's nodes say how many CPUs they have", 2
+        )
     if node_type and address is None:
         raise fail("--node-type: found without --address, allowed: with the address of a cluster", 2)
     types = _node_types(node_type)

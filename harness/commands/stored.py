@@ -38,7 +38,7 @@ def sync(
     tracking: TrackingOption = None,
 ) -> None:
     """Brings MLflow up to date with the results folder. Without mlflow.db it is built anew."""
-    from harness.recording.grids import submissions
+    from harness.recording.grids import submissions, sync_command
     from harness.recording.records import RecordsError
     from harness.recording.store import TrackingError
     from harness.recording.tracking import sync as project
@@ -60,7 +60,8 @@ def sync(
         pending += report.pending
         typer.echo(f"{name}: {report}")
     if pending:
-        raise fail(f"MLflow is not up to date; nothing is lost. Next: harness sync --results {results}", 3)
+        again = sync_command(grid, results, tracking)
+        raise fail(f"MLflow is not up to date; nothing is lost. Next: {again}", 3)
     typer.echo(f"Next: harness ui --results {results}")
 
 

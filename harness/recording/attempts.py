@@ -11,7 +11,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -83,9 +83,11 @@ class Attempt:
     """One attempt at a trial: the only writer of its records.
 
     Entering takes the trial's lock, and numbers the attempt after those before it. What earlier attempts committed is
-    taken up if it was computed by the same code and its checkpoint is there, and left behind otherwise.
+    taken up if it was computed by the same code, with the same values taken from other trials, and its checkpoint is there,
+    and left behind otherwise.
 
     Args:
+        values: what the trial takes from the trials that it requires, by path.
         wait: seconds that another process which holds the trial is given to let go.
         since: a trial that has ended for good under the same code since then is left as it is.
 
@@ -96,10 +98,18 @@ class Attempt:
     """
 
     def __init__(
-        self, results: Path, hash: str, spec_json: str, code: str, *, wait: float = 30.0, since: float = math.inf
+        self,
+        results: Path,
+        hash: str,
+        spec_json: str,
+        code: str,
+        *,
+        values: Mapping[str, Any] | None = None,
+        wait: float = 30.0,
+        since: float = math.inf,
     ) -> None:
         self.trial = TrialRecords(results, hash)
-        self.code = code
+        self.code, self.values = code, dict(values or {})
         self._spec_json = spec_json
         self._wait, self._since = wait, since
         self._pending: list[str] = []
@@ -133,9 +143,9 @@ class Attempt:
     def _taken_up(self, number: int) -> Commit:
         """Where this attempt begins."""
         before = self.trial.commit()
-        if before and before.code == self.code and before.checkpoint:
+        if before and (before.code, before.values) == (self.code, self.values) and before.checkpoint:
             return Commit(**asdict(before) | {"attempt": number, "chunks": before.chunks[: before.covered]})
-        return Commit(number, self.code, started=time.time())
+        return Commit(number, self.code, self.values, started=time.time())
 
     def __exit__(self, *exception: object) -> None:
         self._lock.release()

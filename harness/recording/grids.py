@@ -140,6 +140,16 @@ SIGNED_IN = re.compile(
 ASKED = re.compile(r"(?<=[?&;])([\w.-]*(?:passw|pwd|token|secret)[\w.-]*=)[^&;#\s]+", re.IGNORECASE)
 
 
+def sync_command(grid: str | None, results: Path, tracking: str | None) -> str:
+    """The command that brings MLflow up to date: with a grid, or all of them, from this folder and into this store.
+
+    >>> sync_command("mine", Path("/runs"), "http://me:secret@mlflow:5000")
+    'harness sync mine --results /runs --tracking http://mlflow:5000'
+    """
+    words = ["harness", "sync", *([grid] if grid else []), "--results", str(results)]
+    return shlex.join([*words, *(["--tracking", without_password(tracking)] if tracking else [])])
+
+
 def without_password(text: str) -> str:
     """A text without the users and passwords that addresses in it may carry.
 

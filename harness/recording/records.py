@@ -118,6 +118,8 @@ class Commit:
     attempt: int
     code: str = ""
     """The code digest under which it was computed: another code starts anew."""
+    values: dict[str, Any] = field(default_factory=dict)
+    """What the trial took from others, by path: with other values it starts anew."""
     step: int = 0
     chunks: list[str] = field(default_factory=list)
     covered: int | None = None

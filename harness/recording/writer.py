@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.recording.grids import sync_command
 from harness.recording.records import RecordsError
 from harness.recording.results import Results
 from harness.recording.store import TrackingError
@@ -144,15 +145,16 @@ def main() -> int:
     log = os.open(results.grid(options.grid) / "writer.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     for stream in (1, 2):  # what libraries print is no news for whoever watches the grid
         os.dup2(log, stream)
+    again = sync_command(options.grid, results.folder, options.tracking)
     writer = Writer(results, options.grid, options.tracking, ended, lambda: os.getppid() != driver)
     try:
         report = writer.follow()
     except Exception as error:
-        os.write(terminal, f"MLflow: the writer failed ({error}). Next: harness sync {options.grid}\n".encode())
+        os.write(terminal, f"MLflow: the writer failed ({error}). Next: {again}\n".encode())
         raise
     if report.pending:
         told = f"MLflow: {report.pending} trials are not, or not fully, projected ({report.problem})"
-        os.write(terminal, f"{told}. Next: harness sync {options.grid}\n".encode())
+        os.write(terminal, f"{told}. Next: {again}\n".encode())
     return 1 if report.pending else 0
 
 

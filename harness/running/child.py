@@ -144,7 +144,7 @@ class Child:
 
     def _attempt(self, order: UnitTrial) -> Attempt:
         kind = Following if self.follows else Attempt
-        return kind(self.results, order.hash, order.spec_json, order.code, since=order.since)
+        return kind(self.results, order.hash, order.spec_json, order.code, values=order.values, since=order.since)
 
     def _run(
         self, entered: Sequence[tuple[UnitTrial, Attempt]], halt: Callable[[int], bool]

@@ -20,7 +20,7 @@ from harness.planning.survey import peak_memory, survey
 from harness.planning.taking import Missing, take
 from harness.recording.attempts import end_without_result, hold
 from harness.recording.environment import environment
-from harness.recording.grids import open_submission
+from harness.recording.grids import Submission, open_submission, submissions, sync_command
 from harness.recording.records import Locked, RecordsError, Result, Status
 from harness.recording.results import Results
 from harness.recording.writer import patience
@@ -109,14 +109,7 @@ class Run:
             check_feasible([trial.resources for trial in waiting], ray.nodes(), self.options.node_types)
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             slots = int(sum(node.get("CPU", 0) for node in nodes))
-            submission = open_submission(
-                self.results,
-                self.plan.name,
-                grid_text=self.plan.grid_text,
-                trials=[submitted(trial) for trial in self.plan.trials],
-                left_out=[vars(left) for left in self.plan.left_out],
-                environment=environment(),
-            )
+            submission = self._submission()
             steps = [(trial.hash, trial.task_label, trial.method_label, trial.spec.length) for trial in waiting]
             progress = Progress(self.console, cells(steps), slots)
             status = "interrupted"
@@ -128,6 +121,29 @@ class Run:
                 submission.close(status)
         if reason := self.outcome.unwritable():
             raise Infrastructure(f"{reason}; a rerun goes on once that is mended")
+
+    def _submission(self) -> Submission:
+        return open_submission(
+            self.results,
+            self.plan.name,
+            grid_text=self.plan.grid_text,
+            trials=[submitted(trial) for trial in self.plan.trials],
+            left_out=[vars(left) for left in self.plan.left_out],
+            environment=environment(),
+        )
+
+    def note(self) -> None:
+        """Keeps a grid whose trials other grids have run, so that it can be reported and shown in MLflow.
+
+        Raises:
+            Unwritable: if the results folder cannot be written.
+        """
+        try:
+            self._submission().close("finished")
+        except RecordsError as error:
+            raise Unwritable(str(error)) from error
+        again = sync_command(self.plan.name, self.results.folder, self.options.tracking)
+        self.console.print(f"Other grids have run all of it. To show it in MLflow: {again}", soft_wrap=True)
 
     def _stages(self, waiting: Sequence[PlannedTrial], progress: Progress, nodes: Sequence[dict[str, float]]) -> None:
         hashes = {trial.hash for trial in waiting}
@@ -198,7 +214,8 @@ class Run:
             except subprocess.TimeoutExpired:
                 writer.kill()  # on SIGTERM it would make the pass that it hangs in
                 writer.wait()
-                self.console.print(f"MLflow: the writer hangs and was ended. Next: harness sync {self.plan.name}")
+                again = sync_command(self.plan.name, self.results.folder, self.options.tracking)
+                self.console.print(f"MLflow: the writer hangs and was ended. Next: {again}", soft_wrap=True)
 
 
 def unit_of(
@@ -229,7 +246,8 @@ def submitted(trial: PlannedTrial) -> dict[str, Any]:
 
 
 def run_plan(plan: Plan, results: Results, options: Options, console: Console, only: set[str] | None = None) -> Outcome:
-    """Runs what is not done of a plan, or `only` some trials of it; with nothing to do it starts and writes nothing."""
+    """Runs what is not done of a plan, or `only` some trials of it; with nothing to do it starts nothing, and writes nothing
+    but a note of a grid that was never run."""
     since = time.time()
     view = survey(plan, results, keep_stale=options.keep_stale)
     run = Run(plan, results, options, console, since, peak_memory(plan, view))
@@ -245,4 +263,6 @@ def run_plan(plan: Plan, results: Results, options: Options, console: Console, o
             except ValueError as error:
                 raise Infeasible(f"screening.{error}") from error
         run.execute(waiting)
+    elif only is None and not submissions(results, plan.name):
+        run.note()
     return run.outcome

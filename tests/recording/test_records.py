@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from harness.recording.attempts import Attempt, end_without_result
+from harness.recording.following import Following
 from harness.recording.grids import without_password
 from harness.recording.records import Locked, RecordsError, Result, Status, TrialRecords, finite, write_atomically
 from harness.recording.results import Results
@@ -59,6 +60,20 @@ def test_a_later_attempt_goes_on_from_the_commit(results: Path) -> None:
     assert steps(results) == [1, 2, 3]
     assert TrialRecords(results, "abc").result() == result(steps=3)
     assert not list((results / "trials" / "abc").rglob("*.pt")), "checkpoints go once the result stands"
+
+
+@pytest.mark.parametrize("kind", [Attempt, Following])
+@pytest.mark.parametrize(("rate", "step"), [(0.1, 1), (0.2, 0)])
+def test_other_values_taken_from_other_trials_start_anew(
+    results: Path, kind: type[Attempt], rate: float, step: int
+) -> None:
+    """A checkpoint holds what was taken, as an optimizer does its decay: going on from it would mix two trials."""
+    taken = {"methods.0.rate": 0.1}
+    with Attempt(results, "abc", "{}", "code", values=taken) as first:
+        first.record({"step": 1})
+        first.commit(1, b"checkpoint")
+    with kind(results, "abc", "{}", "code", values={"methods.0.rate": rate}) as second:
+        assert second.state.step == step
 
 
 def test_other_code_starts_anew(results: Path) -> None:
