@@ -134,6 +134,8 @@ def test_a_grid_whose_trials_are_all_there_can_be_reported(tmp_path: Path) -> No
     assert f"Other grids have run all of it. To show it in MLflow: harness sync copied --results {results}\n" in shown
     assert (results / "grids" / "copied" / "report.html").name in harness("report", "copied", "--results", results)
     assert "copied: 1 " in harness("sync", "copied", "--results", results)
+    (results / "grids" / "a-refused-start").mkdir()
+    assert "copied: 1 " in harness("sync", "--results", results), "all grids, but for one that has not begun"
     assert "Other grids" not in harness("run", grid, "--results", results), "once"
 
 
