@@ -587,11 +587,12 @@ def test_the_writer_follows_the_records_until_its_input_closes(memory: Results) 
 def test_a_server_that_is_not_there_costs_the_grid_nothing_and_is_named_at_the_end(memory: Results) -> None:
     submit(memory, [spec(0), spec(1)])
     train(memory, spec(0))
-    process = start_writer(memory, "--tracking", f"http://127.0.0.1:{free_port()}")
+    uri = f"http://127.0.0.1:{free_port()}"
+    process = start_writer(memory, "--tracking", uri)
     _, told = process.communicate(timeout=30)
     assert process.returncode == 1
     assert told.decode().startswith("MLflow: 1 trials are not, or not fully, projected (")
-    assert told.decode().endswith("Next: harness sync demo\n")
+    assert told.decode().endswith(f"Next: harness sync demo --results {memory.folder} --tracking {uri}\n")
     assert told.count(b"\n") == 1
     assert sync(memory, "demo").changed == 1
 

@@ -132,7 +132,8 @@ def test_a_writer_that_hangs_is_not_waited_for_for_ever(tmp_path: Path, monkeypa
         pass
     assert hung[0].wait(10) == -signal.SIGKILL
     assert isinstance(run.console.file, io.StringIO)
-    assert run.console.file.getvalue() == "MLflow: the writer hangs and was ended. Next: harness sync shared\n"
+    again = f"harness sync shared --results {tmp_path}"
+    assert run.console.file.getvalue() == f"MLflow: the writer hangs and was ended. Next: {again}\n"
 
 
 def test_three_ends_and_one_alone_are_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
