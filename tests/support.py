@@ -17,6 +17,7 @@ import torch
 from harness.identity import TrialSpec
 from harness.recording.attempts import Attempt
 from harness.recording.records import Result, Status, TrialRecords
+from harness.recording.results import Results
 from harness.registry import Registry
 from harness.training.loop import Interrupted
 from harness.training.together import run_stack
@@ -184,6 +185,13 @@ def harness(*arguments: object, status: int = 0, timeout: float = 300, **environ
     )
     assert done.returncode == status, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
+
+
+def results_of(folder: Path) -> dict[str, Result]:
+    """The result of every trial in a results folder, by hash."""
+    found = Results(folder).results(path.name for path in (folder / "trials").iterdir())
+    assert found
+    return found
 
 
 def write_grid(folder: Path, text: str) -> Path:

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import harness, plugin, run, timeless, write_grid
+from support import harness, plugin, results_of, run, timeless, write_grid
 from test_conformance import ITEMS, conforms
 
 from harness.conformance import run_short, short_spec
 from harness.identity import Part, TrialSpec
-from harness.recording.records import Result, Status
-from harness.recording.results import Results
+from harness.recording.records import Status
 from harness.registry import Item, Registry
 from harness.resources import REPEATABLE_CUBLAS
 from tasks.models import image_model
@@ -100,10 +99,6 @@ def test_the_curve_is_that_of_the_cpu(task: str, precision: str, tolerance: floa
     here, there = run_short(registry, spec), run_short(registry, replace(spec, device="cuda"))
     for one, other in zip(here.records, there.records, strict=True):
         assert other["metrics"] == pytest.approx(one["metrics"], rel=tolerance, abs=tolerance), one["step"]
-
-
-def results_of(folder: Path) -> dict[str, Result]:
-    return Results(folder).results(path.name for path in (folder / "trials").iterdir())
 
 
 @pytest.fixture(scope="module")

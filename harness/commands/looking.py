@@ -67,9 +67,7 @@ def describe(
 
         known = [item.name for item in listed]
         raise fail(f"NAME: found {name!r}, allowed: {offered(name, known, 'harness list')}{nearest(name, known)}", 2)
-    if device == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a process that sees a GPU cannot fork ranks that train
-    elif device not in (allowed := devices()):
+    if device != "cpu" and device not in (allowed := devices()):
         raise fail(
             f"--device: found {device!r}, allowed: {' or '.join(allowed)} on this machine; see harness doctor", 2
         )
@@ -81,6 +79,8 @@ def describe(
         if check:
             from harness.conformance import check_item
 
+            if device == "cpu":
+                os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a process that sees a GPU cannot fork ranks that train
             told: set[str] = set()
             done = failures = 0
             for verdict in check_item(item, registry, device):

@@ -51,9 +51,8 @@ def _checks(item: Item, bench: Bench, spec: TrialSpec) -> Checks:
 
 
 def _workload(bench: Bench, spec: TrialSpec) -> Workload:
-    with settings(spec):
-        task = bench.registry.build_task(spec.task, spec.task_options)
-        workload = task.workload(build_recipe(task, spec.recipe), Streams(spec.seed), torch.device(spec.device))
+    task = bench.registry.build_task(spec.task, spec.task_options)
+    workload = task.workload(build_recipe(task, spec.recipe), Streams(spec.seed), torch.device(spec.device))
     if isinstance(workload, FederatedWorkload):
         workload.enter(workload.participants(0)[0], 0)
     return workload

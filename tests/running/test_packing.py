@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from machines import Machines, machines, until
 from running.test_faults import SLOW, Place
+from support import results_of
 
 from harness.planning.grid import load_grid
 from harness.planning.plan import PlannedTrial, build_plan
@@ -148,7 +149,7 @@ def test_what_a_trial_took_is_what_the_next_one_is_given_room_for(tmp_path: Path
     taken = int(known.metrics["system/peak_memory_mb"] * 2**20)
     with machines(1, num_cpus=4, memory=int(2.5 * taken) + MEMORY_STEP) as started:
         place.run("--set", "seeds=7", "--address", started.address)
-    ended = memory.results(path.name for path in (place.results / "trials").iterdir())
+    ended = results_of(place.results)
     times = [(result.started, result.ended) for hash, result in ended.items() if hash != first]
     assert len(times) == 6
     beside = [sum(begun <= start < end for begun, end in times) for start, _ in times]

@@ -9,9 +9,8 @@ import psutil
 import pytest
 from machines import PATIENCE, machines, until
 from running.test_faults import SLOW, Place, worker_processes
-from support import harness, timeless, write_grid
+from support import harness, results_of, timeless, write_grid
 
-from harness.recording.records import Result
 from harness.recording.results import Results
 from harness.resources import Resources
 from harness.running.scheduling import Infeasible, check_feasible
@@ -44,12 +43,6 @@ recipes: [{set: {steps: 60, record_every: 10}}]
 """
 
 Curves = dict[str, list[tuple[int, dict[str, float]]]]
-
-
-def results_of(folder: Path) -> dict[str, Result]:
-    found = Results(folder).results(path.name for path in (folder / "trials").iterdir())
-    assert found
-    return found
 
 
 def curves(folder: Path, ranks: int, *more: object, grid_text: str = CURVES) -> Curves:
