@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,9 +89,14 @@ class Machines:
         return node
 
     def remove(self, node: Any) -> None:
-        """Kills a worker node at once."""
+        """Kills a worker node at once, with all that runs on it: at full pace a trial could end before it misses its worker."""
         self.nodes.remove(node)
+        below = psutil.Process(node.all_processes["raylet"][0].process.pid).children(recursive=True)
         self._cluster.remove_node(node, allow_graceful=False)
+        for process in below:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        assert not psutil.wait_procs(below, timeout=PATIENCE)[1]
 
     def stop(self) -> None:
         """Ends all of it."""
