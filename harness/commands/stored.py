@@ -15,6 +15,7 @@ from harness.commands.shared import (
     SetOption,
     TrackingOption,
     app,
+    browse,
     check_kept,
     check_tracking,
     console,
@@ -62,7 +63,7 @@ def sync(
     if pending:
         again = sync_command(grid, results, tracking)
         raise fail(f"MLflow is not up to date; nothing is lost. Next: {again}", 3)
-    typer.echo(f"Next: harness ui --results {results}")
+    typer.echo(f"Next: {browse(tracking, results)}")
 
 
 @app.command()

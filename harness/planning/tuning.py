@@ -9,7 +9,7 @@ metric is what the grid's seeds are then run with.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,11 +79,16 @@ class Tuning:
 
         sequence = qmc.Sobol(len(self.spaces), scramble=True, rng=0)
         places = sequence.random_base2(max(0, math.ceil(math.log2(self.trials))))[: self.trials]
-        columns = {name.rpartition(".")[2]: column for column, name in enumerate(self.spaces)}
-        return [
-            {path: space.at(float(row[columns[path.rpartition(".")[2]]])) for path, space in spaces.items()}
-            for row in places
-        ]
+        columns = self._columns(spaces)
+        return [{path: space.at(float(row[columns[path]])) for path, space in spaces.items()} for row in places]
+
+    def _columns(self, paths: Iterable[str]) -> dict[str, int]:
+        """The dimension of the sequence that each path follows: one for each name, and another where one cell has it twice."""
+        known: dict[str, list[int]] = {}
+        for column, name in enumerate(self.spaces):
+            known.setdefault(name.rpartition(".")[2], []).append(column)
+        columns = {path: known[path.rpartition(".")[2]] for path in paths}
+        return {path: left.pop() if len(left) > 1 else left[0] for path, left in columns.items()}
 
 
 def check_tuning(

@@ -119,6 +119,10 @@ class Warm:
         _end_group(pid)
         for number, order in enumerate(orders):
             status, reason = _ending(waited, cause, ENDINGS[self.shared[8 + number]])
+            if (
+                reason == "interrupted" and self.stopping is None and not child.follows
+            ):  # a rank follows the first one's stop
+                status, reason = Status.LOST, "its process was asked to end by SIGTERM"
             if reason == "unwritable":
                 reason += f": {self.shared[TOLD:].rstrip(bytes(1)).decode(errors='replace')}"
             told: str | None = status

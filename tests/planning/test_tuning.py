@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from scipy.stats import qmc
-from support import harness, write_grid
+from support import harness, plugin, write_grid
 
 from harness.planning.errors import GridError
 from harness.planning.grid import load_grid
@@ -60,6 +60,38 @@ def test_every_method_gets_the_same_points(plan: Plan) -> None:
     assert rates == [pytest.approx(1e-4 * 1000**place, rel=1e-5) for place in places]
     assert {warmup for _, warmup, _ in points["adamw"]} <= {0, 1, 2, 3, 4}
     assert {t.spec.methods[0].options["beta"] for t in of(plan, "balanced_adam", 64, True)} <= {0.8, 0.9, 0.95}
+
+
+TWINS = """
+@register_method("one")
+class One(Method):
+    share: float = 0.5
+
+@register_method("other")
+class Other(Method):
+    share: float = 0.5
+"""
+
+
+def test_fields_of_one_name_have_the_same_points_in_two_cells_and_their_own_in_one(tmp_path: Path) -> None:
+    registry = Registry([plugin(tmp_path, TWINS)])
+    text = """
+    name: twins
+    tasks: [digits/mlp]
+    methods: [one + adamw, other + adamw, one + other + adamw]
+    seeds: 1
+    tuning: {trials: 8, seeds: 1, over: {one.share: {uniform: [0, 1]}, other.share: {uniform: [0, 1]}}}
+    """
+    twins = build_plan(load_grid(write_grid(tmp_path, text), [], registry), registry)
+    shares: dict[str, list[list[float]]] = {}
+    for trial in (trial for trial in twins.trials if trial.tuning is not None):
+        mine = [part.options["share"] for part in trial.spec.methods if "share" in part.options]
+        shares.setdefault(trial.method_label, []).append(mine)
+    assert shares["one + adamw"] == shares["other + adamw"]
+    both = shares["one + other + adamw"]
+    assert [[first] for first, _ in both] == shares["one + adamw"]
+    places = qmc.Sobol(2, scramble=True, rng=0).random_base2(3)
+    assert both == [pytest.approx([second, first], rel=1e-5) for first, second in places], "no diagonal"
 
 
 def test_seeds_are_fresh(plan: Plan) -> None:

@@ -161,11 +161,16 @@ def child_of(warm: WarmHandle) -> psutil.Process:
     raise AssertionError("no child")
 
 
-def test_killed_from_outside_is_lost(warm: WarmHandle, plugins: Registry, place: Path) -> None:
-    spec = short_spec(plugins, "digits/mlp", [Part("slow")])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_ended_from_outside_is_lost(warm: WarmHandle, plugins: Registry, place: Path, number: signal.Signals) -> None:
+    """So it is taken up again: a stop is what the worker asks for, whatever else asks its process to end."""
+    spec = short_spec(plugins, "digits/mlp", [Part("slow")], steps=400)
     warm.start([unit_trial(plugins, spec)])
-    child_of(warm).kill()
-    assert wait_for(warm, "ended")["status"] == "lost"
+    while int(str(wait_for(warm, "progress")["step"])) < 1:
+        pass
+    child_of(warm).send_signal(number)
+    ended = wait_for(warm, "ended")
+    assert (ended["status"], number.name in str(ended["reason"])) == ("lost", True)
 
 
 def test_a_process_that_wakes_up_after_another_has_taken_over(plugins: Registry, tmp_path: Path) -> None:
