@@ -5,11 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["RAY_AUTH_MODE"] = "token"  # Ray reads it when it is imported
 
 from harness.registry import Registry
+
+settings.register_profile("here", deadline=None)  # how long an example takes is the machine's matter
+settings.load_profile("here")
 
 
 def pytest_configure(config: pytest.Config) -> None:

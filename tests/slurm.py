@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from machines import free_port, until
+from machines import PATIENCE, free_port, until
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 
@@ -66,7 +66,7 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
     munged += [f"--{name}-file={folder}/munge.{name}" for name in ("pid", "seed", "log")]
     with ExitStack() as running:
         running.enter_context(daemon(munged, environment))
-        until(lambda: (folder / "munge.socket").exists(), 20, "munged")
+        until(lambda: (folder / "munge.socket").exists(), PATIENCE, "munged")
         running.enter_context(daemon(["slurmctld", "-D", "-f", str(file)], environment))
         running.enter_context(daemon(["slurmd", "-D", "-f", str(file)], environment))
         asked = ["sinfo", "--noheader", "--format=%T"]
@@ -75,7 +75,7 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
             return "idle" in subprocess.run(asked, capture_output=True, text=True, env=environment).stdout
 
         try:
-            until(idle, 60, "an idle node")
+            until(idle, PATIENCE, "an idle node")
         except AssertionError as error:
             logs = [log.read_text()[-2000:] for log in sorted(folder.glob("*.log"))]
             raise AssertionError("\n".join([str(error), *logs])) from error
@@ -92,7 +92,7 @@ def daemon(command: list[str], environment: dict[str, str]) -> Iterator[None]:
     finally:
         process.terminate()
         try:
-            process.wait(20)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

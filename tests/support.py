@@ -29,6 +29,7 @@ RELEASED = DOCS / "papers" / "published"
 
 TROUBLE = """
 import os, signal, sys, time, warnings
+from pathlib import Path
 import torch
 
 @register_method("nan")
@@ -81,9 +82,10 @@ class Spoils(Method):
 @register_method("slow")
 class Slow(Method):
     def after_step(self, state):
-        time.sleep(0.05)
+        file = Path(__file__).with_name("pace")
+        time.sleep(float(file.read_text()) if file.exists() else 0.05)
 """
-"""Methods that end a trial in every way there is."""
+"""Methods that end a trial in every way there is, and one whose pace a test may set."""
 
 
 def plugin(folder: Path, source: str) -> Path:
@@ -178,7 +180,7 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "harness.cli", *map(str, arguments)]
 
 
-def harness(*arguments: object, status: int = 0, timeout: float = 300, **environment: str) -> str:
+def harness(*arguments: object, status: int = 0, timeout: float = 600, **environment: str) -> str:
     """Runs `harness`, checks its exit status and returns what it printed."""
     done = subprocess.run(
         command(*arguments), capture_output=True, text=True, timeout=timeout, env=os.environ | environment
@@ -201,7 +203,7 @@ def write_grid(folder: Path, text: str) -> Path:
     return path
 
 
-def kill_when(process: subprocess.Popen[str], ready: Callable[[], bool], seconds: float = 120) -> None:
+def kill_when(process: subprocess.Popen[str], ready: Callable[[], bool], seconds: float = 600) -> None:
     """Kills a process with SIGKILL as soon as something has happened."""
     deadline = time.monotonic() + seconds
     while not ready():

@@ -39,7 +39,7 @@ def test_a_malformed_grid_starts_nothing(case: Malformed, tmp_path: Path) -> Non
     before = sorted(tmp_path.rglob("*"))
     sets = [argument for override in case.overrides for argument in ("--set", override)]
     asked = command("run", file, "--results", tmp_path / "results", *sets)
-    done = subprocess.run(asked, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2
     assert not done.stdout
     (line,) = done.stderr.splitlines()
@@ -57,7 +57,7 @@ def test_help_needs_nothing_heavy() -> None:
         "from harness.cli import app\n"
         "app(['--help'])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "Runs what is not done of a grid" in done.stdout
 

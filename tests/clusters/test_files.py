@@ -362,7 +362,7 @@ def test_compose_reads_its_file(wrong: bool, tmp_path: Path) -> None:
     names = set(re.findall(r"\$\{(\w+):", text))
     (tmp_path / "env").write_text("".join(f"{name}=x\n" for name in names))
     asked = [*program, "-f", str(file), "--env-file", str(tmp_path / "env"), "config", "--quiet"]
-    done = subprocess.run(asked, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=600)
     assert (done.returncode != 0) == wrong, done.stderr
 
 
@@ -493,7 +493,7 @@ def test_the_slurm_script_runs_several_grids_on_one_machine(tmp_path: Path) -> N
     )
     jobs = [start_script(tmp_path, grid, number) for number in (71001, 71002)]
     for job in jobs:
-        shown = job.communicate(timeout=300)[0]
+        shown = job.communicate(timeout=600)[0]
         assert job.returncode == 0, shown
     registry = Registry()
     for trial in build_plan(load_grid(grid, [], registry), registry).trials:

@@ -599,7 +599,7 @@ def test_all_numbers_of_twenty_methods_on_twenty_tasks_with_ten_seeds_take_secon
         found = gather(plan, memory, registry)
         section = overall(found)
         spent.append(time.process_time() - started)
-    assert min(spent) < 5.0
+    assert min(spent) < 20.0, "3 to 4 s on an idle machine; what is quadratic takes minutes"
     assert len(found.verdicts) == 380 and [len(table.rows) for table in found.tables] == [20] * 20
     assert all(row.p is not None for table in found.tables for row in table.rows[1:] if row.label != "m0")
     shown = " ".join([*(table.title for table in section.tables), *(figure.title for figure in section.figures)])

@@ -357,7 +357,7 @@ def test_a_known_grid_is_planned_and_a_bad_one_refused_without_torch(
         capture_output=True,
         text=True,
         env=os.environ | {"HARNESS_CACHE": str(cache)},
-        timeout=60,
+        timeout=600,
     )
     assert done.stdout.splitlines() == [plan.digest, "seeds[0]", "ImportError: torch is blocked"], done.stderr
 

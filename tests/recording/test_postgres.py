@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from machines import free_port, until
+from machines import PATIENCE, free_port, until
 from recording.test_tracking import (  # noqa: F401  # fixtures
     empty_database,
     memory,
@@ -55,11 +55,11 @@ class Postgres:
         )
         ready = [self.programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         try:
-            until(lambda: subprocess.run(ready).returncode == 0, 60, "PostgreSQL")
+            until(lambda: subprocess.run(ready).returncode == 0, PATIENCE, "PostgreSQL")
             yield
         finally:
             process.send_signal(signal.SIGINT)  # at once: MLflow's server keeps connections
-            process.wait(30)
+            process.wait(PATIENCE)
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ def test_one_process_writes_a_trial(results: Path) -> None:
     ready = context.Event()
     holder = context.Process(target=_hold, args=(str(results), ready))
     holder.start()
-    assert ready.wait(10)
+    assert ready.wait(120)
     with pytest.raises(Locked, match=f"process {holder.pid}"), attempt(results):
         pass
     assert holder.pid is not None

@@ -68,7 +68,7 @@ def unit_trial(registry: Registry, spec: TrialSpec) -> UnitTrial:
     return UnitTrial(spec.hash, spec.to_json(), code_digest(registry, spec))
 
 
-def wait_for(warm: WarmHandle, kind: str, seconds: float = 60.0) -> dict[str, object]:
+def wait_for(warm: WarmHandle, kind: str, seconds: float = PATIENCE) -> dict[str, object]:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         for event in warm.events(0.5):
@@ -173,7 +173,7 @@ def test_ended_from_outside_is_lost(warm: WarmHandle, plugins: Registry, place: 
     assert (ended["status"], number.name in str(ended["reason"])) == ("lost", True)
 
 
-def test_a_process_that_wakes_up_after_another_has_taken_over(plugins: Registry, tmp_path: Path) -> None:
+def test_a_process_that_wakes_up_after_another_has_taken_over(plugins: Registry, place: Path, tmp_path: Path) -> None:
     """A trial and its warm process stand still, and the file system forgets their lock, as when a node is cut off.
 
     Another process takes the trial to its end. What then wakes up changes nothing of it.
@@ -183,6 +183,8 @@ def test_a_process_that_wakes_up_after_another_has_taken_over(plugins: Registry,
     results, unit = tmp_path / "results", unit_trial(plugins, spec)
     records = TrialRecords(results, spec.hash)
     first, second = (WarmHandle(results, plugins.plugins, Resources(), commit_every=0.2) for _ in range(2))
+    pace = place / "pace"
+    pace.write_text("0.5")
     try:
         first.start([unit])
         until(lambda: (commit := records.commit()) and commit.checkpoint, PATIENCE, "a commit")
@@ -191,6 +193,7 @@ def test_a_process_that_wakes_up_after_another_has_taken_over(plugins: Registry,
             process.suspend()
         assert records.result() is None, "in mid-trial"
         (records.folder / "lock").unlink()
+        pace.unlink()
         second.start([unit])
         assert wait_for(second, "ended", PATIENCE)["status"] == "finished"
         before = written(records.folder)
@@ -199,6 +202,7 @@ def test_a_process_that_wakes_up_after_another_has_taken_over(plugins: Registry,
         ended = wait_for(first, "ended", PATIENCE)
         assert (ended["status"], ended["reason"]) == (None, "locked")
     finally:
+        pace.unlink(missing_ok=True)
         first.stop()
         second.stop()
     assert written(records.folder) == before
@@ -304,15 +308,17 @@ def test_a_log_has_its_size(tmp_path: Path) -> None:
     assert last([second]) == "c" * MOST
 
 
-def test_a_stop_commits_and_the_trial_goes_on(plugins: Registry, tmp_path: Path) -> None:
+def test_a_stop_commits_and_the_trial_goes_on(plugins: Registry, place: Path, tmp_path: Path) -> None:
     spec = short_spec(plugins, "digits/mlp", [Part("slow"), Part("adamw")], steps=40)
     expected = run(plugins, spec, tmp_path / "undisturbed")
     results = tmp_path / "results"
     warm = WarmHandle(results, plugins.plugins, LIMITS, commit_every=100.0)
+    (place / "pace").write_text("0.5")
     warm.start([unit_trial(plugins, spec)])
     while int(str(wait_for(warm, "progress")["step"])) < 3:
         pass
     warm.stop()
+    (place / "pace").unlink()
     records = TrialRecords(results, spec.hash)
     commit = records.commit()
     assert records.result() is None
@@ -425,10 +431,12 @@ def test_a_stack_stops_and_goes_on(plugins: Registry, tmp_path: Path) -> None:
     specs = [seeded(spec, seed) for seed in range(2)]
     results = tmp_path / "results"
     warm = WarmHandle(results, registry.plugins, LIMITS, commit_every=100.0)
+    (tmp_path / "pace").write_text("0.5")
     warm.start([unit_trial(registry, one) for one in specs])
     while int(str(wait_for(warm, "progress")["step"])) < 3:
         pass
     warm.stop()
+    (tmp_path / "pace").unlink()
     assert [TrialRecords(results, one.hash).result() for one in specs] == [None, None]
     steps = {commit.step for one in specs if (commit := TrialRecords(results, one.hash).commit())}
     assert len(steps) == 1
@@ -445,13 +453,15 @@ def test_a_stack_stops_and_goes_on(plugins: Registry, tmp_path: Path) -> None:
 
 SLOW = """
 import time
+from pathlib import Path
 
 @register_method("slower")
 class Slower(Method):
     stackable = True
 
     def after_step(self, state):
-        time.sleep(0.05)
+        file = Path(__file__).with_name("pace")
+        time.sleep(float(file.read_text()) if file.exists() else 0.05)
 """
 
 
@@ -467,8 +477,7 @@ def test_nothing_outlives_the_worker(plugins: Registry, tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(pid, 0)
     pids = [int(text) for text in (tmp_path / "pids").read_text().split()]
-    _gone, alive = psutil.wait_procs([psutil.Process(p) for p in pids if psutil.pid_exists(p)], timeout=20)
-    assert not alive
+    until(lambda: not any(psutil.pid_exists(pid) for pid in pids), PATIENCE, "the end of both")
 
 
 def test_a_dead_warm_process_is_noticed(plugins: Registry, tmp_path: Path) -> None:
@@ -483,7 +492,7 @@ def test_what_is_killed_before_it_leads_a_group_ends(tmp_path: Path) -> None:
     """As a child just after the fork."""
     process = subprocess.Popen(["sleep", "600"])
     _kill(process.pid, signal.SIGKILL)
-    assert process.wait(10) == -signal.SIGKILL
+    assert process.wait(PATIENCE) == -signal.SIGKILL
 
 
 def test_the_end_of_a_child_is_noticed_where_there_are_no_pidfds(
@@ -492,8 +501,8 @@ def test_the_end_of_a_child_is_noticed_where_there_are_no_pidfds(
     monkeypatch.delattr(os, "pidfd_open", raising=False)
     ours, theirs = socket.socketpair()
     settings = {"results": str(tmp_path), "plugins": [], "commit_every": 1.0}
-    process = subprocess.Popen(["sleep", "0.3"])
     began = time.monotonic()
+    process = subprocess.Popen(["sleep", "0.3"])
     with ours, theirs:
         assert Warm(theirs, settings).watch(process.pid, UnitTrial("a", "{}", "code"), Limits(None, None, 0.0)) is None
     assert time.monotonic() - began > 0.2

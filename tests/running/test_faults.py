@@ -189,7 +189,7 @@ def worker_processes(place: Place, kind: str) -> list[psutil.Process]:
 def test_a_worker_process_is_killed(kind: str, tmp_path: Path, undisturbed: Place) -> None:
     """Each of the three processes that a trial needs: it goes on elsewhere, in the same run of `harness`."""
     place = Place(tmp_path)
-    place.pace(0.5)
+    place.pace(2)
     driver = place.start("--cpus", 2)
     until(lambda: len(place.committed()) == 2, PATIENCE, "a commit of each trial that runs")  # whichever is met
     victim = worker_processes(place, kind)[0]
@@ -210,11 +210,12 @@ def test_a_worker_process_is_killed(kind: str, tmp_path: Path, undisturbed: Plac
 @pytest.mark.slow
 def test_a_stopped_grid_goes_on(tmp_path: Path, undisturbed: Place) -> None:
     place = Place(tmp_path)
-    place.pace(0.1)
+    place.pace(1)
     driver = place.start()
     until(place.committed, PATIENCE, "a commit")
+    until((place.results / "grids" / place.name / "tracking.mark").exists, PATIENCE, "the writer's first pass")
     assert "Stopped: faults" in harness("stop", place.grid, "--results", place.results)
-    driver.communicate(timeout=30)
+    driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 130
     assert {run["status"] for run in runs(place.results / "mlflow.db")} <= {"FINISHED", "KILLED"}
     place.nothing_runs()
@@ -226,7 +227,7 @@ def test_a_stopped_grid_goes_on(tmp_path: Path, undisturbed: Place) -> None:
 @pytest.mark.slow
 def test_a_second_driver_is_refused(tmp_path: Path, undisturbed: Place) -> None:
     place = Place(tmp_path)
-    place.pace(0.1)
+    place.pace(0.5)
     driver = place.start()
     until(place.committed, PATIENCE, "a commit")
     assert "grid faults is being run by another driver" in place.run(status=3)
@@ -405,7 +406,7 @@ def test_the_tracking_server_is_killed_and_started_again(back: str, tmp_path: Pa
     place, store, port = Place(tmp_path / "place"), Results(tmp_path / "server"), free_port()
     store.folder.mkdir()
     database, uri, command = store.folder / "mlflow.db", f"http://127.0.0.1:{port}", ui_command(store, None, port)
-    place.pace(0.3)
+    place.pace(1)
     with server(command, port) as process:
         driver = place.start("--tracking", uri)
         until(lambda: place.committed() and points(database), PATIENCE, "a commit that MLflow shows")
@@ -439,7 +440,7 @@ from pathlib import Path
 class Hogs(Method):
     def after_step(self, state):
         if not Path(__file__).with_name("tame").exists():
-            self.held = [np.ones(1 << 29)]  # 4 GiB at once
+            self.held = [np.ones(3 << 28)]  # 6 GiB at once
             time.sleep(600)
 """
 
@@ -451,11 +452,11 @@ def test_a_trial_that_ray_kills_for_memory(tmp_path: Path, undisturbed: Place) -
         tmp_path, GRID.replace("methods: [", "methods: [hogs + adamw, ").replace("seeds: 2", "seeds: 1"), SLOW + HOG
     )
     used = psutil.virtual_memory()
-    if used.available < 8 << 30:
-        pytest.skip("8 GiB of free memory are needed")
-    threshold = (used.total - used.available + (3 << 30)) / used.total
+    if used.available < 13 << 30:
+        pytest.skip("13 GiB of free memory are needed")
+    threshold = (used.total - used.available + (9 << 29)) / used.total  # 4.5 GiB: what runs beside it comes and goes
     environment = {"RAY_memory_usage_threshold": f"{threshold:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
-    driver = place.start("--set", "resources.memory=6GiB", **environment)
+    driver = place.start("--set", "resources.memory=8GiB", **environment)
     shown = driver.communicate(timeout=PATIENCE)[0]
     assert driver.returncode == 1, shown
     (hog,) = (t.hash for t in planned(place.grid, place.code).trials if t.method_label == "hogs + adamw")

@@ -51,6 +51,7 @@ def test_a_driver_beside_a_cluster_is_killed(tmp_path: Path, undisturbed: Place)
         place.pace(0.3)
         driver = place.start("--address", cluster.address)
         until(place.committed, PATIENCE, "a commit")
+        until((place.results / "grids" / place.name / "tracking.mark").exists, PATIENCE, "the writer's first pass")
         driver.kill()
         driver.communicate()
         place.nothing_runs()
@@ -97,7 +98,7 @@ def test_two_grids_run_on_one_cluster(tmp_path: Path, undisturbed: Place) -> Non
     (shared,) = set(one.hashes) & set(other.hashes)
     with machines(2) as cluster:
         for place in (one, other):
-            place.pace(0.1)
+            place.pace(0.5)
             place.start("--address", cluster.address)
         until(lambda: one.committed() and other.committed(), PATIENCE, "commits of both")
         for place in (one, other):
@@ -184,8 +185,8 @@ def test_the_network_of_a_node_is_cut(
     name, link = f"hn{os.getpid()}", f"hv{os.getpid() % 100000}"
     settings = token() | {
         "RAY_health_check_period_ms": "1000",
-        "RAY_health_check_timeout_ms": "1000",
-        "RAY_health_check_failure_threshold": "3",
+        "RAY_health_check_timeout_ms": "5000",
+        "RAY_health_check_failure_threshold": "6",
         "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
     }
     for setting, value in settings.items():

@@ -121,7 +121,7 @@ def test_mlflow_is_a_projection(finished: tuple[Path, Path]) -> None:
 def test_a_killed_driver_loses_nothing(tmp_path: Path, undisturbed: Place) -> None:  # noqa: F811
     place = Place(tmp_path)
     memory = Results(place.results)
-    place.pace(1)  # so slowly that no trial ends before its worker has noticed, however late MLflow shows the commit
+    place.pace(5)  # so slowly that no trial ends before its worker has noticed, however late MLflow shows the commit
 
     def halfway() -> bool:
         commits = {run["hash"]: memory.trial(run["hash"]).commit() for run in runs_or_none(place.results)}

@@ -96,7 +96,7 @@ GRID = """
 name: watched
 tasks: [digits/mlp]
 methods: [adamw]
-seeds: 4
+seeds: 6
 recipes: [{set: {steps: 6000}}]
 """
 """Long enough: Ray passes numbers on every ten seconds."""
@@ -113,8 +113,9 @@ def test_a_cluster_shows_prometheus_what_the_dashboard_asks_for(tmp_path: Path) 
         driver = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
         def counted() -> bool:
+            over = driver.poll() is not None
             found.update(scraped(cluster.metrics_port))
-            return asked <= set(found) or driver.poll() is not None
+            return asked <= set(found) or over
 
         until(counted, PATIENCE, "what the dashboard asks for")
         shown = driver.communicate(timeout=PATIENCE)[0]
@@ -126,7 +127,7 @@ def test_a_cluster_shows_prometheus_what_the_dashboard_asks_for(tmp_path: Path) 
 
 def scraped(port: int) -> dict[str, float]:
     """What a node shows of this grid: the last sample by name."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as page:
         families = list(text_string_to_metric_families(page.read().decode()))
     samples = [sample for family in families for sample in family.samples if sample.labels.get("grid") == "watched"]
     assert all(sample.labels["status"] == "finished" for sample in samples if sample.name == "ray_harness_trials_total")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from machines import Machines, machines, until
+from machines import PATIENCE, Machines, machines, until
 from running.test_faults import SLOW, Place
 from support import results_of
 
@@ -72,7 +72,7 @@ def run(ray: Any, given: list[Unit], folder: Path, scheduler: Any = None) -> Out
         left = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
         return not left and ray.available_resources().get("GPU") == 4
 
-    until(returned, 60, "the return of every GPU")
+    until(returned, PATIENCE, "the return of every GPU")
     return outcome
 
 

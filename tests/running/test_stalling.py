@@ -165,10 +165,14 @@ def growing(folder: Path) -> Iterator[str]:
         assert done.returncode == 0, done.stdout + done.stderr
         yield f"127.0.0.1:{port}"
     finally:
-        for process in descended(mark):
-            with suppress(psutil.Error):
-                process.kill()
-        until(lambda: not descended(mark), 60, "the end of the cluster")
+
+        def gone() -> bool:
+            for process in (left := descended(mark)):
+                with suppress(psutil.Error):
+                    process.kill()
+            return not left
+
+        until(gone, PATIENCE, "the end of the cluster")
         shutil.rmtree(place, ignore_errors=True)
 
 
