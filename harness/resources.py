@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 REPEATABLE_CUBLAS = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
@@ -39,6 +40,19 @@ class Resources:
             **dict(self.custom),
         }
         return {name: float(amount) for name, amount in asked.items() if amount}
+
+    def at_once(self, nodes: Sequence[Mapping[str, float]]) -> int:
+        """How many such trials run at a time on nodes that have nothing else to do; 1 at least.
+
+        Args:
+            nodes: the resources of each node, by Ray's names.
+
+        >>> Resources(cpus=2, gpus=0.5).at_once([{"CPU": 16, "GPU": 2}, {"CPU": 8}])
+        4
+        """
+        asked = self.bundle.items()
+        ranks = sum(int(min(node.get(name, 0) / amount + 1e-9 for name, amount in asked)) for node in nodes)
+        return max(1, ranks // self.ranks)
 
     @property
     def threads(self) -> int:

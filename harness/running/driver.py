@@ -7,7 +7,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ from harness.recording.records import Locked, RecordsError, Result, Status
 from harness.recording.results import Results
 from harness.recording.writer import patience
 from harness.running.metrics import Metrics
-from harness.running.progress import Progress, cells
+from harness.running.progress import Cell, Progress
 from harness.running.scheduling import (
     Infeasible,
     Infrastructure,
@@ -110,8 +110,7 @@ class Run:
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             slots = int(sum(node.get("CPU", 0) for node in nodes))
             submission = self._submission()
-            steps = [(trial.hash, trial.task_label, trial.method_label, trial.spec.length) for trial in waiting]
-            progress = Progress(self.console, cells(steps), slots)
+            progress = Progress(self.console, {trial.hash: _cell(trial, nodes) for trial in waiting}, slots)
             status = "interrupted"
             try:
                 with self._writer(), progress:
@@ -266,3 +265,8 @@ def run_plan(plan: Plan, results: Results, options: Options, console: Console, o
     elif only is None and not submissions(results, plan.name):
         run.note()
     return run.outcome
+
+
+def _cell(trial: PlannedTrial, nodes: Sequence[Mapping[str, float]]) -> Cell:
+    slots = trial.resources.at_once(nodes)
+    return Cell(trial.task_label, trial.method_label, trial.spec.length, slots, trial.spec.stacked)

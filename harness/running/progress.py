@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.live import Live
@@ -18,12 +19,27 @@ PLAIN_EVERY = 15.0
 """Seconds between lines where there is no terminal."""
 
 
+class Cell(NamedTuple):
+    """What is known of a trial that is to run."""
+
+    task: str
+    method: str
+    length: int
+    """In steps."""
+    slots: int = 1
+    """How many such trials run at a time."""
+    stacked: bool = False
+    """Whether it may share a slot with other seeds."""
+
+
 @dataclass
 class Row:
     """The trials of one task and method."""
 
     task: str
     method: str
+    slots: int
+    stacked: bool
     trials: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
@@ -34,18 +50,19 @@ class Progress:
 
     Args:
         console: where to.
-        cells: task and method of each trial that is to run, by hash, and its length in steps.
-        slots: how many trials run at a time.
+        cells: of each trial that is to run, by hash.
+        slots: how many trials that ask for one CPU run at a time.
     """
 
-    def __init__(self, console: Console, cells: dict[str, tuple[str, str, int]], slots: int) -> None:
+    def __init__(self, console: Console, cells: Mapping[str, Cell], slots: int) -> None:
         self.console, self.slots = console, max(1, slots)
         self._cells = cells
         self._rows: dict[tuple[str, str], Row] = {}
-        for task, method, _ in cells.values():
-            self._rows.setdefault((task, method), Row(task, method)).trials += 1
+        for task, method, _, at_once, stacked in cells.values():
+            self._rows.setdefault((task, method), Row(task, method, at_once, stacked)).trials += 1
         self._begun: dict[str, float] = {}
         self._share: dict[str, float] = {}
+        self._ended: dict[str, str] = {}
         self._started = self._spoken = time.monotonic()
         self._live: Live | None = None
 
@@ -65,12 +82,14 @@ class Progress:
         self._begun[hash] = time.monotonic()
 
     def moved(self, hash: str, step: int) -> None:
-        self._share[hash] = step / self._cells[hash][2]
+        self._share[hash] = step / max(1, self._cells[hash].length)
 
     def ended(self, hash: str, outcome: str) -> None:
-        task, method, _ = self._cells[hash]
-        row = self._rows[task, method]
-        row.outcomes[outcome.split(":")[0]] += 1
+        row = self._rows[self._cells[hash][:2]]
+        if hash in self._ended:  # what another grid was at is tried again
+            row.outcomes -= Counter([self._ended[hash]])
+        self._ended[hash] = outcome.split(":")[0]
+        row.outcomes[self._ended[hash]] += 1
         if hash in self._begun:
             row.seconds.append(time.monotonic() - self._begun.pop(hash))
         self._share.pop(hash, None)
@@ -85,18 +104,22 @@ class Progress:
         return sum(sum(row.outcomes.values()) for row in self._rows.values())
 
     def eta(self) -> float | None:
-        """Seconds that remain: what is known of each cell, or of all cells, for what is not done, over what runs at a time."""
+        """Seconds that remain: what is known of each cell, or of all cells, for what is not done, over what runs at a time.
+
+        Cells that ask for different resources, and could run beside each other, count one after the other.
+        """
         known = [second for row in self._rows.values() for second in row.seconds]
         if not known:
             return None
         overall = sum(known) / len(known)
-        remaining = 0.0
-        for row in self._rows.values():
+        now, remaining, most = time.monotonic(), 0.0, len(self._cells) - self.done
+        for key, row in self._rows.items():
             mean = sum(row.seconds) / len(row.seconds) if row.seconds else overall
-            remaining += mean * (row.trials - sum(row.outcomes.values()))
-        now = time.monotonic()
-        remaining -= sum(min(now - begun, overall) for begun in self._begun.values())
-        return max(0.0, remaining) / max(self.slots, len(self._begun))  # the seeds of a stack share a slot
+            left = mean * (row.trials - sum(row.outcomes.values()))
+            left -= sum(min(now - begun, mean) for hash, begun in self._begun.items() if self._cells[hash][:2] == key)
+            slots = max(row.slots, len(self._begun)) if row.stacked else row.slots
+            remaining += left / max(1, min(slots, most))
+        return max(0.0, remaining)
 
     def line(self) -> str:
         """All of it in one line."""
@@ -126,8 +149,3 @@ class Progress:
                 row.task, row.method, f"{sum(row.outcomes.values())}/{row.trials}", active, ", ".join(trouble)
             )
         return table
-
-
-def cells(trials: Sequence[tuple[str, str, str, int]]) -> dict[str, tuple[str, str, int]]:
-    """`(hash, task, method, length)` of trials as `Progress` takes them."""
-    return {hash: (task, method, max(1, length)) for hash, task, method, length in trials}
