@@ -50,9 +50,12 @@ class Resources:
         >>> Resources(cpus=2, gpus=0.5).at_once([{"CPU": 16, "GPU": 2}, {"CPU": 8}])
         4
         """
+        return int(max(1, self.room(nodes) // self.ranks))
+
+    def room(self, nodes: Sequence[Mapping[str, float]]) -> float:
+        """How many ranks of this size nodes hold that have nothing else to do."""
         asked = self.bundle.items()
-        ranks = sum(int(min(node.get(name, 0) / amount + 1e-9 for name, amount in asked)) for node in nodes)
-        return max(1, ranks // self.ranks)
+        return sum(min(node.get(name, 0) / amount for name, amount in asked) // 1 for node in nodes)
 
     @property
     def threads(self) -> int:

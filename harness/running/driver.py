@@ -37,6 +37,7 @@ from harness.running.scheduling import (
     run_units,
     this_machine,
 )
+from harness.running.stalling import alive
 from harness.running.units import Unit, UnitTrial, packed, stack
 from harness.screening import NEIGHBOURS, Screening
 from harness.seconds import amount
@@ -107,7 +108,7 @@ class Run:
         )
         with cluster(self.options.address, self.options.cpus) as ray:
             check_feasible([trial.resources for trial in waiting], ray.nodes(), self.options.node_types)
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            nodes = alive(ray.nodes())
             slots = int(sum(node.get("CPU", 0) for node in nodes))
             submission = self._submission()
             progress = Progress(self.console, {trial.hash: _cell(trial, nodes) for trial in waiting}, slots)

@@ -25,13 +25,12 @@ def shortage(asked: Resources, nodes: Sequence[dict[str, Any]]) -> str:
         asked: by the unit.
         nodes: the resources of each.
     """
-    needs = asked.bundle
-    for name, amount in needs.items():
+    for name, amount in asked.bundle.items():
         largest = max((float(node.get(name, 0)) for node in nodes), default=0.0)
         if amount > largest:
             label = {"CPU": "cpus", "GPU": "gpus", "memory": "memory"}.get(name, f"custom.{name}")
             return f"resources.{label}: found {amount:g}, allowed: at most {largest:g}, the largest node's"
-    room = sum(min(node.get(name, 0) / amount for name, amount in needs.items()) // 1 for node in nodes)
+    room = asked.room(nodes)
     if asked.ranks > room:
         return f"resources.ranks: found {asked.ranks}, allowed: at most {room:g} of this size on these nodes"
     return ""

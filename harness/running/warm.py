@@ -117,12 +117,9 @@ class Warm:
         cause = self.watch(pid, orders[0], limits)
         _, waited = os.waitpid(pid, 0)
         _end_group(pid)
+        asked = self.stopping is not None or child.follows  # a rank that follows stops where the first one does
         for number, order in enumerate(orders):
-            status, reason = _ending(waited, cause, ENDINGS[self.shared[8 + number]])
-            if (
-                reason == "interrupted" and self.stopping is None and not child.follows
-            ):  # a rank follows the first one's stop
-                status, reason = Status.LOST, "its process was asked to end by SIGTERM"
+            status, reason = _ending(waited, cause, ENDINGS[self.shared[8 + number]], asked)
             if reason == "unwritable":
                 reason += f": {self.shared[TOLD:].rstrip(bytes(1)).decode(errors='replace')}"
             told: str | None = status
@@ -198,14 +195,16 @@ def _warm_up(registry: Any) -> None:
     gc.freeze()  # what is there now is never collected: a collection in a child would copy the pages it touches
 
 
-def _ending(waited: int, cause: str | None, ending: str) -> tuple[Status | None, str]:
-    """The status of a child that may have left no result; None if there is nothing to write."""
+def _ending(waited: int, cause: str | None, ending: str, asked: bool) -> tuple[Status | None, str]:
+    """The status of a child that may have left no result, asked to stop or not; None if there is nothing to write."""
     if cause == "time":
         return Status.TIMED_OUT, "ran past its time limit"
     if cause == "memory":
         return Status.OUT_OF_MEMORY, "took more than its memory limit"
     if ending == "alone":
         return Status.LOST, "another of its ranks was ended"
+    if ending == "interrupted" and not asked:
+        return Status.LOST, "its process was asked to end by SIGTERM"
     if cause == "stopped" or ending:
         return None, ending or "interrupted"
     if os.WIFSIGNALED(waited):

@@ -593,13 +593,13 @@ def test_all_numbers_of_twenty_methods_on_twenty_tasks_with_ten_seeds_take_secon
     claims = [{"better": "m0", "than": method, "on": task} for method in methods[1:] for task in tasks]
     plan = made_plan(claims, tasks=tasks, methods=methods, registry=registry)
     _, memory = findings(plan, ended(plan, scores(plan)), tmp_path)
-    spent = []
-    for _ in range(2):  # the lesser of two counts: other work on the machine adds to the CPU time of this one
+    spent = []  # the least of some counts: other work on the machine adds to the CPU time of this one
+    while len(spent) < 2 or (min(spent) >= 5.0 and len(spent) < 6):
         started = time.process_time()
         found = gather(plan, memory, registry)
         section = overall(found)
         spent.append(time.process_time() - started)
-    assert min(spent) < 20.0, "3 to 4 s on an idle machine; what is quadratic takes minutes"
+    assert min(spent) < 5.0
     assert len(found.verdicts) == 380 and [len(table.rows) for table in found.tables] == [20] * 20
     assert all(row.p is not None for table in found.tables for row in table.rows[1:] if row.label != "m0")
     shown = " ".join([*(table.title for table in section.tables), *(figure.title for figure in section.figures)])

@@ -60,7 +60,7 @@ LIGHT = """
         try:
             build_plan(load_grid(case.write(folder), case.overrides, registry), registry)
         except GridError as error:
-            if "blocked" in str(error) or time.process_time() - started > 5:
+            if "blocked" in str(error) or time.process_time() - started > 1.5:
                 print(case.name, error)
 """
 

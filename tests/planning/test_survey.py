@@ -168,13 +168,15 @@ def test_the_estimate_is_the_mean_of_the_cell_over_the_slots(planned: Planner, m
     assert estimate(plan, survey(plan, memory)) == pytest.approx(4 * 3 + 5 * 10)
 
 
-def test_two_thousand_finished_trials_are_looked_through_in_seconds(planned: Planner, memory: Results) -> None:
+def test_two_thousand_finished_trials_are_looked_through_in_less_than_a_second(
+    planned: Planner, memory: Results
+) -> None:
     plan = planned(grid(methods="[adamw, sgd]", seeds="1000"))
     environment = {"packages": {f"package-{n}": "1.2.3" for n in range(20)}}
     for trial in plan.trials:
         end(memory, trial, environment=environment)
     started = time.process_time()
     view = survey(plan, memory)
-    assert time.process_time() - started < 4.0
+    assert time.process_time() - started < 1.0
     assert view.counts == {State.FINISHED: 2000}
     assert view.to_run == []

@@ -641,7 +641,7 @@ def test_a_server_that_is_no_good_is_let_go(
         ended.set()
         began = time.monotonic()
         report = Writer(memory, "demo", uri, ended).follow()
-        assert time.monotonic() - began < 60
+        assert time.monotonic() - began < 10
     assert (report.pending, report.changed) == (1, 0)
     assert problem in report.problem
 
@@ -708,7 +708,7 @@ def test_the_writer_of_a_dead_driver_waits_for_its_workers_and_ends(memory: Resu
         until(lambda: writer.ended.is_set())
         thread.join(1.5)
         assert thread.is_alive()
-    thread.join(PATIENCE)
+    thread.join(20)
     assert not thread.is_alive()
     run = shown(memory)[trial.hash]
     assert (run["tags"]["status"], run["info"][2]) == ("unfinished", "KILLED")

@@ -477,7 +477,7 @@ def test_nothing_outlives_the_worker(plugins: Registry, tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(pid, 0)
     pids = [int(text) for text in (tmp_path / "pids").read_text().split()]
-    until(lambda: not any(psutil.pid_exists(pid) for pid in pids), PATIENCE, "the end of both")
+    until(lambda: not any(psutil.pid_exists(pid) for pid in pids), 20, "the end of both")
 
 
 def test_a_dead_warm_process_is_noticed(plugins: Registry, tmp_path: Path) -> None:

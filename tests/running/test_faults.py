@@ -165,6 +165,11 @@ class Place:
         )
 
 
+def first_pass(results: Path, grid: str) -> None:
+    """Waits until MLflow shows a grid: before that its writer is at the tables, which a stop does not hurry."""
+    until((results / "grids" / grid / "tracking.mark").exists, PATIENCE, "the writer's first pass")
+
+
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """The grid, run once with nothing in its way. Its plugin is the same source, so its trials are the same."""
@@ -213,7 +218,7 @@ def test_a_stopped_grid_goes_on(tmp_path: Path, undisturbed: Place) -> None:
     place.pace(1)
     driver = place.start()
     until(place.committed, PATIENCE, "a commit")
-    until((place.results / "grids" / place.name / "tracking.mark").exists, PATIENCE, "the writer's first pass")
+    first_pass(place.results, place.name)
     assert "Stopped: faults" in harness("stop", place.grid, "--results", place.results)
     driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 130

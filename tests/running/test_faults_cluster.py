@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 from machines import PATIENCE, Machines, machines, mounts_alone, processes, token, until
-from running.test_faults import GRID, Place, undisturbed  # noqa: F401  # a fixture
+from running.test_faults import GRID, Place, first_pass, undisturbed  # noqa: F401  # a fixture
 
 from harness.recording.results import Results
 
@@ -51,7 +51,7 @@ def test_a_driver_beside_a_cluster_is_killed(tmp_path: Path, undisturbed: Place)
         place.pace(0.3)
         driver = place.start("--address", cluster.address)
         until(place.committed, PATIENCE, "a commit")
-        until((place.results / "grids" / place.name / "tracking.mark").exists, PATIENCE, "the writer's first pass")
+        first_pass(place.results, place.name)
         driver.kill()
         driver.communicate()
         place.nothing_runs()

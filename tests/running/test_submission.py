@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from machines import PATIENCE, Machines, machines, processes, until
-from running.test_faults import runs
+from running.test_faults import first_pass, runs
 from support import command, harness, plugin, write_grid
 
 from harness import sources
@@ -687,13 +687,15 @@ def test_a_local_grid_is_stopped_from_another_terminal(tmp_path: Path) -> None:
     process = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     hashes = [trial.hash for trial in planned(grid, code).trials]
     until(lambda: any(Results(results).trial(hash).commit() for hash in hashes), PATIENCE, "a commit")
-    until((results / "grids" / "sent" / "tracking.mark").exists, PATIENCE, "the writer's first pass")
+    first_pass(results, "sent")
+    began = time.monotonic()
     assert "Stopped: sent" in harness("stop", "sent", "--results", results)
+    assert time.monotonic() - began < 60
     shown = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 130, shown
     assert "nothing is lost" in shown
     assert statuses(f"sqlite:///{results / 'mlflow.db'}") <= {"KILLED", "FINISHED"}
-    until(lambda: not processes(str(results)), 120, "the end of every process")
+    until(lambda: not processes(str(results)), 60, "the end of every process")
     assert "Grid sent is not running there." in harness("stop", grid, "--results", results)
 
 
