@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -127,14 +128,22 @@ class Seeds:
 
     def __init__(self, cell: TrialSpec) -> None:
         self._content = cell.content()
-        self._before = canonical({name: value for name, value in self._content.items() if name < "requires"})[:-1]
+        before = canonical({name: value for name, value in self._content.items() if name < "requires"})[:-1]
+        self._before = hashlib.sha256(before.encode())
         self._after = canonical({name: value for name, value in self._content.items() if name > "seed"})[1:]
 
     def trial(self, seed: dict[str, int], requires: list[Requirement]) -> tuple[TrialSpec, str]:
         """The trial of a seed, and its hash."""
-        text = f'{self._before},"requires":{canonical(requires)},"seed":{canonical(seed)},{self._after}'
-        spec = TrialSpec(**self._content | {"seed": seed, "requires": requires})
-        return spec, hashlib.sha256(text.encode()).hexdigest()[:16]
+        required = canonical(requires) if requires else "[]"
+        sha = self._before.copy()
+        sha.update(f',"requires":{required},"seed":{_seed_text(tuple(seed.items()))},{self._after}'.encode())
+        return TrialSpec(**self._content | {"seed": seed, "requires": requires}), sha.hexdigest()[:16]
+
+
+@lru_cache(maxsize=1 << 16)
+def _seed_text(seed: tuple[tuple[str, int], ...]) -> str:
+    """The canonical text of a seed: every cell of a grid has the same ones."""
+    return canonical(dict(seed))
 
 
 def code_digest(registry: Registry, spec: TrialSpec) -> str:

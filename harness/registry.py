@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -190,11 +191,11 @@ class Registry:
         own = {"tasks", "methods", "harness"}
         for package in sorted(own):
             _check_not_shadowed(package)
+        points, name_of = metadata.entry_points(), functools.cache(lambda distribution: distribution.name)  # each reads files
         for kind in (*KINDS, "claim"):
-            points = metadata.entry_points(group=f"harness.{kind}s")
-            for point in sorted(points, key=lambda p: (p.module.split(".")[0] not in own, p.name)):
-                distribution = point.dist.name if point.dist else "unknown"
-                origin = f"{distribution}:{point.module}"
+            chosen = points.select(group=f"harness.{kind}s")
+            for point in sorted(chosen, key=lambda p: (p.module.split(".")[0] not in own, p.name)):
+                origin = f"{name_of(point.dist) if point.dist else 'unknown'}:{point.module}"
                 try:
                     spec = importlib.util.find_spec(point.module)
                 except (ImportError, ValueError) as error:

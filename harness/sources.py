@@ -59,42 +59,41 @@ def _parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
-def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
-    """All statements, however deep: imports are among them, and expressions are most of a tree."""
+def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.AST]:
+    """All statements and their branches, however deep: imports are among them, and expressions are most of a tree."""
     for node in body:
         yield node
         for part in ("body", "orelse", "finalbody"):
             yield from _statements(getattr(node, part, ()))
         for part in ("handlers", "cases"):
             for branch in getattr(node, part, ()):
+                yield branch
                 yield from _statements(branch.body)
 
 
 @lru_cache(maxsize=4096)
 def _imports(path: Path) -> list[Path]:
-    files = []
+    names: dict[str, None] = {}
     for node in _statements(_parse(path).body):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            names |= dict.fromkeys(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = "." * node.level + (node.module or "")
-            names = [base] + [f"{base}.{alias.name}" if node.module else base + alias.name for alias in node.names]
-        else:
-            continue
-        files += [file for name in names if (file := _find(name, path)) is not None]
-    return files
+            names[base] = None
+            names |= dict.fromkeys(f"{base}.{alias.name}" if node.module else base + alias.name for alias in node.names)
+    top = path.parent
+    while (top / "__init__.py").exists():
+        top = top.parent
+    return [file for name in names if (file := _find(name, path, top)) is not None]
 
 
-def _find(module: str, importer: Path) -> Path | None:
-    """The file of an imported module if it is first-party for the importer."""
+def _find(module: str, importer: Path, top: Path) -> Path | None:
+    """The file of an imported module if it is first-party for the importer, whose outermost package lies in `top`."""
     level = len(module) - len(module.lstrip("."))
     parts = [part for part in module.split(".") if part]
     if level:
         base = importer.parents[level - 1]
     else:
-        top = importer.parent
-        while (top / "__init__.py").exists():
-            top = top.parent
         loose = top == importer.parent
         neighbour = loose or parts[0] == importer.relative_to(top).parts[0]
         base = top if neighbour and not (loose and parts[0] in ("tasks", "methods")) else PROJECT
@@ -119,7 +118,7 @@ def digest(paths: Iterable[Path]) -> str:
 @lru_cache(maxsize=4096)
 def _normal_form(path: Path) -> str:
     tree = _parse(path)
-    for node in ast.walk(tree):
+    for node in (tree, *_statements(tree.body)):
         body = getattr(node, "body", None)
         if isinstance(body, list):
             node.body = [  # type: ignore[attr-defined]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -212,6 +214,19 @@ def _cell_trials(cell: dict[str, Any]) -> Iterable[PlannedTrial]:
         yield PlannedTrial(spec=spec, hash=hash, **cell)
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Garbage waits: a plan is very many small objects that stay, and the collector would go over them again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_uncollected()
 def build_plan(grid: Grid, registry: Registry) -> Plan:
     """The plan of a grid: from the cache if the same grid was planned with the same code and versions.
 

@@ -39,6 +39,7 @@ SETTINGS = {
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_prestart_worker_first_driver": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "300",
@@ -337,6 +338,7 @@ def _fit(units: Sequence[Unit], settings: dict[str, Any], watch: Watch, attempt:
         OSError: if the results folder has no room: Tune may have ended of that before a trial could tell.
     """
     from ray import tune
+    from ray.air._internal import usage
     from ray.tune.error import TuneError
 
     from harness.running.search import Hear, ListSearch, StopInVain
@@ -344,6 +346,7 @@ def _fit(units: Sequence[Unit], settings: dict[str, Any], watch: Watch, attempt:
 
     table = {unit.name: unit.to_json() for unit in units}
     storage = Path(tempfile.mkdtemp(prefix="tune-", dir=settings["results"]))
+    usage.tag_callbacks = lambda callbacks: False  # for statistics that are off (`SETTINGS`), it imports all of MLflow
     try:
         (storage / "room").write_bytes(bytes(ROOM))
         tune.Tuner(
