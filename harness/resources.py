@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
 
 REPEATABLE_CUBLAS = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
 """The variable by which products of matrices have the same bits every time; cuBLAS reads it when it begins."""
@@ -66,6 +70,12 @@ class Resources:
     def device(self) -> str:
         """The kind of device that a trial computes on."""
         return "cuda" if self.gpus > 0 else "cpu"
+
+
+def this_machine() -> dict[str, float]:
+    """What this machine has, by Ray's names. GPUs are counted by their device files: asking their driver takes seconds."""
+    gpus = list(Path("/dev").glob("nvidia[0-9]*"))
+    return {"CPU": os.cpu_count() or 1, "GPU": len(gpus), "memory": psutil.virtual_memory().total}
 
 
 def devices() -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unicodedata import category
@@ -92,8 +92,11 @@ def _asked(resources: Resources) -> str:
     return each if resources.ranks == 1 else f"{resources.ranks} ranks of {each}"
 
 
-def overview(plan: Plan, state: Survey, slots: int) -> Iterator[RenderableType]:
-    """A plan: its cells with their statuses, what is left out and why, and an estimate of the time."""
+def overview(plan: Plan, state: Survey, machine: Mapping[str, float]) -> Iterator[RenderableType]:
+    """A plan: its cells with their statuses, what is left out and why, and an estimate of the time on a machine.
+
+    `machine` holds its resources by Ray's names.
+    """
     cells: dict[tuple[str, str, str], Counter[str]] = defaultdict(Counter)
     for trial in plan.trials:
         cells[trial.task_label, trial.method_label, _asked(trial.resources)][state.statuses[trial.hash]] += 1
@@ -120,10 +123,11 @@ def overview(plan: Plan, state: Survey, slots: int) -> Iterator[RenderableType]:
     yield ""
     if len(plan.stages) > 1:
         yield f"{len(plan.stages)} stages: trials of a later one take values from an earlier one."
-    seconds = estimate(plan, state, slots)
+    seconds = estimate(plan, state, machine)
     if state.to_run:
         known = "unknown until some trials are done" if seconds is None else f"about {duration(seconds)}"
-        yield f"{amount(len(state.to_run), 'trial')} to run on {amount(slots, 'CPU')}, time: {known}"
+        held = [amount(int(machine[name]), name) for name in ("CPU", "GPU") if machine[name]]
+        yield f"{amount(len(state.to_run), 'trial')} to run on {' and '.join(held)}, time: {known}"
     else:
         yield "Everything is done."
     if stale := [state.reasons[hash] for hash, status in state.statuses.items() if status is State.STALE]:

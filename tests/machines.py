@@ -134,7 +134,11 @@ def token() -> dict[str, str]:
 def machines(workers: int = 2, environment: dict[str, str] | None = None, **options: Any) -> Iterator[Machines]:
     """A cluster for a test; this process gets its token for as long."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    settings = token() | {"PATH": path, "RAY_USAGE_STATS_ENABLED": "0"} | (environment or {})
+    settings = (
+        token()
+        | {"PATH": path, "RAY_USAGE_STATS_ENABLED": "0", "RAY_prestart_worker_first_driver": "0"}
+        | (environment or {})
+    )
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     folder = Path(f"/tmp/hr-{secrets.token_hex(3)}")

@@ -328,6 +328,13 @@ def test_one_trial_has_one_rank(registry: Registry) -> None:
         plan_trial("digits/mlp", "adamw", 0, [], ["resources.ranks=2"], registry)
 
 
+@pytest.mark.parametrize("limit", ["memory=1GiB", "time=10s"])
+def test_a_limit_that_would_not_hold_is_refused(limit: str, registry: Registry) -> None:
+    name = f"resources.{limit.split('=')[0]}"
+    with pytest.raises(GridError, match=rf"{name}: allowed: in a grid"):
+        plan_trial("digits/mlp", "adamw", 0, [], [f"resources.{limit}"], registry)
+
+
 def test_a_probe_has_no_negative_cadence(registry: Registry) -> None:
     for name in [item.name for item in registry.items("probe")]:
         with pytest.raises(ValueError, match=r"every: found -1, must not be negative"):

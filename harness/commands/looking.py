@@ -125,6 +125,7 @@ def plan(
     """Shows what a grid holds and what of it is done. Cells, reasons, statuses, an estimate of the time."""
     from harness.planning.errors import GridError
     from harness.planning.survey import survey
+    from harness.resources import this_machine
     from harness.showing import explanation, overview
 
     registry = open_registry(plugin)
@@ -137,7 +138,7 @@ def plan(
             raise fail(str(error), 2) from error
         return
     state = survey(planned, memory)
-    for part in overview(planned, state, os.cpu_count() or 1):
+    for part in overview(planned, state, this_machine()):
         out.print(part)
     if planned.claims.listed:
         from harness.judging.history import history

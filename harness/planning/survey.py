@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -155,8 +155,8 @@ def _obstacle(trial: PlannedTrial, plan: Plan, view: Survey, run: set[str]) -> s
     return ""
 
 
-def estimate(plan: Plan, view: Survey, slots: int = 1) -> float | None:
-    """Seconds that what is to be run takes on `slots` trials at a time, or None if no trial is finished yet.
+def estimate(plan: Plan, view: Survey, machine: Mapping[str, float]) -> float | None:
+    """Seconds that what is to be run takes on a machine with these resources, or None if no trial is finished yet.
 
     A trial is taken to last as long as the mean of its cell; where none of that is finished, of its task and method, of its
     task, of the plan.
@@ -171,8 +171,8 @@ def estimate(plan: Plan, view: Survey, slots: int = 1) -> float | None:
     if not known:
         return None
     means = {key: fmean(seconds) for key, seconds in known.items()}
-    total = sum(next(means[key] for key in _levels(trial) if key in means) for trial in view.to_run)
-    return total / max(1, slots)
+    at_once = {asked: min(len(view.to_run), asked.at_once([machine])) for asked in {t.resources for t in view.to_run}}
+    return sum(next(means[key] for key in _levels(t) if key in means) / at_once[t.resources] for t in view.to_run)
 
 
 def peak_memory(plan: Plan, view: Survey) -> dict[str, int]:

@@ -8,7 +8,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -310,7 +310,10 @@ def _do_not_wait_for_the_disk() -> None:
 
 def _connected(connection: Any, _: Any) -> None:
     if isinstance(connection, sqlite3.Connection):
-        connection.execute("PRAGMA synchronous=OFF")
+        with suppress(
+            sqlite3.DatabaseError
+        ):  # what is damaged is told when it is read: here MLflow would try for 100 s
+            connection.execute("PRAGMA synchronous=OFF")
 
 
 @contextmanager

@@ -35,7 +35,7 @@ from harness.running.scheduling import (
     check_feasible,
     cluster,
     run_units,
-    this_machine,
+    this_node,
 )
 from harness.running.stalling import alive
 from harness.running.units import Unit, UnitTrial, packed, stack
@@ -85,7 +85,7 @@ class Run:
             Infrastructure: if another driver runs this grid, or the results folder can no longer be written.
         """
         if self.options.address is None:
-            check_feasible([trial.resources for trial in waiting], [this_machine(self.options.cpus)])
+            check_feasible([trial.resources for trial in waiting], [this_node(self.options.cpus)])
         folder = self.results.grid(self.plan.name)
         try:
             lock = hold(folder, 1.0)

@@ -17,10 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import psutil
-
 from harness.recording.records import Commit, TrialRecords
-from harness.resources import Resources
+from harness.resources import Resources, this_machine
 from harness.running.stalling import Stall, alive, shortage
 from harness.running.units import Unit
 
@@ -160,10 +158,9 @@ def check_feasible(
             raise Infeasible(lack)
 
 
-def this_machine(cpus: int | None) -> dict[str, Any]:
+def this_node(cpus: int | None) -> dict[str, Any]:
     """This machine as one of `ray.nodes()`, before Ray is started; GPUs are left to Ray to find."""
-    resources = {"CPU": cpus or os.cpu_count() or 1, "GPU": math.inf, "memory": psutil.virtual_memory().total}
-    return {"Alive": True, "Resources": resources}
+    return {"Alive": True, "Resources": this_machine() | {"GPU": math.inf} | ({"CPU": cpus} if cpus else {})}
 
 
 def _size(unit: Unit) -> tuple[float, ...]:

@@ -152,7 +152,7 @@ def test_a_dependent_of_a_stale_trial_is_stale(planned: Planner, memory: Results
 
 def test_the_estimate_is_the_mean_of_the_cell_over_the_slots(planned: Planner, memory: Results) -> None:
     plan = planned(grid(tasks="[digits/mlp, digits/cnn]", methods="[adamw, sgd]", seeds="3"))
-    assert estimate(plan, survey(plan, memory)) is None
+    assert estimate(plan, survey(plan, memory), {"CPU": 1}) is None
     mlp, cnn = (
         [trial for trial in plan.trials if trial.task_label == task and trial.method_label == "adamw"]
         for task in ("digits/mlp", "digits/cnn")
@@ -160,12 +160,24 @@ def test_the_estimate_is_the_mean_of_the_cell_over_the_slots(planned: Planner, m
     end(memory, mlp[0], ended=102.0)
     end(memory, mlp[1], ended=104.0)
     # adamw on mlp: one at 3 s; sgd on mlp: three at the task's 3 s; on cnn: six at the plan's 3 s.
-    assert estimate(plan, survey(plan, memory), slots=2) == pytest.approx(10 * 3 / 2)
+    assert estimate(plan, survey(plan, memory), {"CPU": 2}) == pytest.approx(10 * 3 / 2)
     end(memory, cnn[0], ended=110.0)
     # 1 + 3 on mlp at 3 s, 2 + 3 on cnn at 10 s.
-    assert estimate(plan, survey(plan, memory)) == pytest.approx(4 * 3 + 5 * 10)
+    assert estimate(plan, survey(plan, memory), {"CPU": 1}) == pytest.approx(4 * 3 + 5 * 10)
     end(memory, cnn[0], ended=9000.0, attempt=2, metrics={"time/train_seconds": 10.0})
-    assert estimate(plan, survey(plan, memory)) == pytest.approx(4 * 3 + 5 * 10)
+    assert estimate(plan, survey(plan, memory), {"CPU": 1}) == pytest.approx(4 * 3 + 5 * 10)
+
+
+@pytest.mark.parametrize(
+    ("asked", "at_once"),
+    [("{cpus: 4}", 4), ("{gpus: 1}", 2), ("{gpus: 0.25}", 8), ("{memory: 4GiB}", 8), ("{cpus: 1}", 9)],
+)
+def test_the_estimate_counts_what_trials_wait_for(asked: str, at_once: int, planned: Planner, memory: Results) -> None:
+    """Sixteen CPUs, two GPUs and 32 GiB; of nine trials at 10 s that are left."""
+    plan = planned(grid(methods="[adamw]", seeds="10") + f"resources: {asked}\n")
+    end(memory, plan.trials[0], ended=110.0)
+    machine = {"CPU": 16, "GPU": 2, "memory": 32 << 30}
+    assert estimate(plan, survey(plan, memory), machine) == pytest.approx(9 * 10 / at_once)
 
 
 def test_two_thousand_finished_trials_are_looked_through_in_less_than_a_second(

@@ -548,6 +548,17 @@ def test_a_damaged_trial_is_named_and_the_others_are_shown(memory: Results, name
     assert f"delete {memory.trial(trials[0].hash).folder}, and the next run computes this trial anew" in report.problem
 
 
+def test_a_damaged_database_is_told_at_once(memory: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow would try to connect to it ten times, and sleep for 100 s between."""
+    import mlflow.store.db.utils
+
+    submit(memory, [spec()])
+    (memory.folder / "mlflow.db").write_text("this is no database, and it is as long as a header is")
+    monkeypatch.setattr(mlflow.store.db.utils, "time", None)
+    with pytest.raises(TrackingError, match="file is not a database"):
+        sync(memory, "demo")
+
+
 @pytest.mark.parametrize("name", ["submissions/0001/plan.json", "submissions/0001/submission.json", "verdicts.json"])
 def test_a_damaged_grid_is_told_in_one_line(memory: Results, name: str) -> None:
     submit(memory, [spec()])

@@ -117,6 +117,7 @@ def test_mlflow_is_a_projection(finished: tuple[Path, Path]) -> None:
         assert {"train/loss", "val/accuracy", "test/accuracy", "probe/oui/mean"} <= names
 
 
+@pytest.mark.slow
 @pytest.mark.chaos
 def test_a_killed_driver_loses_nothing(tmp_path: Path, undisturbed: Place) -> None:  # noqa: F811
     place = Place(tmp_path)
