@@ -53,6 +53,11 @@ class Metrics:
     def moved(self, hash: str, step: int) -> None:
         self._listener.moved(hash, step)
 
+    def lost(self, hash: str) -> None:
+        self._running.discard(hash)
+        self._tell()
+        self._listener.lost(hash)
+
     def ended(self, hash: str, outcome: str) -> None:
         status = outcome.split(":")[0]
         self._running.discard(hash)

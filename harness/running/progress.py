@@ -84,6 +84,10 @@ class Progress:
     def moved(self, hash: str, step: int) -> None:
         self._share[hash] = step / max(1, self._cells[hash].length)
 
+    def lost(self, hash: str) -> None:
+        self._begun.pop(hash, None)
+        self._share.pop(hash, None)
+
     def ended(self, hash: str, outcome: str) -> None:
         row = self._rows[self._cells[hash][:2]]
         if hash in self._ended:  # what another grid was at is tried again

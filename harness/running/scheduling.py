@@ -73,6 +73,9 @@ class Listener(Protocol):
     def moved(self, hash: str, step: int) -> None:
         """A trial is at a step."""
 
+    def lost(self, hash: str) -> None:
+        """A trial has lost its worker, and waits for another."""
+
     def ended(self, hash: str, outcome: str) -> None:
         """A trial has ended: a status, or `interrupted`, `locked`, `unwritable: …`."""
 
@@ -296,6 +299,13 @@ class Watch:
                 self._begun.add(running)
                 self.listener.started(running)
             self.listener.moved(running, result["at"])
+
+    def take_back(self, name: str) -> None:
+        """Tune will take a trial up again: until then nothing of it runs."""
+        hashes = {trial.hash for carried in self._carried[name] for trial in self.units[carried].trials}
+        for hash in sorted(hashes & self._begun - self.outcome.ended.keys()):
+            self._begun.discard(hash)
+            self.listener.lost(hash)
 
     def give_up(self, name: str) -> None:
         """Tune has taken a trial up again as often as it may."""

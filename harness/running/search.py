@@ -112,6 +112,9 @@ class Hear(Callback):
     def on_trial_result(self, iteration: int, trials: Any, trial: Trial, result: dict[str, Any], **info: Any) -> None:
         self._watch.report(result)
 
+    def on_trial_recover(self, iteration: int, trials: Any, trial: Trial, **info: Any) -> None:
+        self._watch.take_back(trial.trial_id)
+
     def on_trial_error(self, iteration: int, trials: Any, trial: Trial, **info: Any) -> None:
         self._watch.give_up(trial.trial_id)
 

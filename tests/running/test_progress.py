@@ -89,6 +89,18 @@ def test_the_last_trial_has_one_slot(clock: Clock) -> None:
     assert told.eta() == 0
 
 
+def test_a_trial_that_lost_its_worker_does_not_run(clock: Clock) -> None:
+    told = shown({name: Cell("digits", "sgd", 10) for name in "abc"}, 1)
+    run(told, clock, ["a"], 20)
+    told.started("b")
+    told.moved("b", 5)
+    clock.now += 10
+    told.lost("b")
+    told.started("c")
+    assert "1 running" in told.line()
+    assert told.eta() == 40, "b begins anew, as far as one knows"
+
+
 def test_a_trial_that_is_tried_again_counts_once(clock: Clock) -> None:
     told = shown({name: Cell("digits", "sgd", 10) for name in "ab"}, 1)
     told.ended("a", "locked")

@@ -27,6 +27,9 @@ class Deaf:
     def moved(self, hash: str, step: int) -> None:
         pass
 
+    def lost(self, hash: str) -> None:
+        self.heard.append(("lost", hash))
+
     def ended(self, hash: str, outcome: str) -> None:
         self.heard.append(("ended", hash, outcome))
 
@@ -129,6 +132,18 @@ def test_the_book_of_a_unit() -> None:
     watch.give_up("cell0")
     assert {unit.name for unit in outcome.lost} == {"cell1", "cell2"}
     assert watch.settled() == {"cell0", "cell1", "cell2"}
+
+
+def test_what_lost_its_worker_does_not_run_until_it_starts_again() -> None:
+    listed, deaf = units(2), Deaf()
+    watch = Watch(listed, deaf, Outcome())
+    watch.carry("cell0", ["cell0", "cell1"])
+    watch.start("cell0")
+    told(watch, "cell0", running="cell1")
+    watch.take_back("cell0")
+    watch.take_back("cell0")
+    told(watch, "cell0", running="cell1")
+    assert deaf.heard[1:] == [("started", "cell1"), ("lost", "cell1"), ("started", "cell1")]
 
 
 def test_large_requests_come_first() -> None:
