@@ -8,7 +8,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,7 @@ def writable(database: Path) -> None:
         TrackingError: if it cannot be opened or written.
         OSError: if its folder cannot be written.
     """
+    _check_own(database)
     with tempfile.TemporaryDirectory(prefix=".doctor-", dir=database.parent, ignore_cleanup_errors=True) as place:
         tried = database if database.exists() else Path(place) / database.name
         reachable(f"sqlite:///{tried}")
@@ -166,6 +167,7 @@ class Store:
             from mlflow import MlflowClient
 
             if own:
+                _check_own(artifacts.with_name("mlflow.db"))
                 _do_not_wait_for_the_disk()
             folder = None if scheme.startswith("http") else artifacts / experiment
             with FileLock(artifacts.with_name("mlflow.lock")):  # MLflow makes its tables without asking who else does
@@ -300,6 +302,23 @@ class _Bulk:
             )
 
 
+def _check_own(database: Path) -> None:
+    """Looks whether a results folder's own database can be read: MLflow tries a damaged one ten times, for 100 s.
+
+    Raises:
+        Unavailable: if it is damaged, with what to do.
+    """
+    if not database.exists():
+        return
+    with closing(sqlite3.connect(database, timeout=20)) as connection:
+        try:
+            connection.execute("PRAGMA schema_version")
+        except sqlite3.OperationalError:  # another has locked it
+            return
+        except sqlite3.DatabaseError as error:
+            raise Unavailable(f"{database}: {error}; delete it, and harness sync builds it anew") from error
+
+
 def _do_not_wait_for_the_disk() -> None:
     """Spares SQLite its waiting for the disk: after a power cut the database is deleted and synced anew."""
     import sqlalchemy
@@ -310,10 +329,7 @@ def _do_not_wait_for_the_disk() -> None:
 
 def _connected(connection: Any, _: Any) -> None:
     if isinstance(connection, sqlite3.Connection):
-        with suppress(
-            sqlite3.DatabaseError
-        ):  # what is damaged is told when it is read: here MLflow would try for 100 s
-            connection.execute("PRAGMA synchronous=OFF")
+        connection.execute("PRAGMA synchronous=OFF")
 
 
 @contextmanager

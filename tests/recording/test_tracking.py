@@ -555,8 +555,13 @@ def test_a_damaged_database_is_told_at_once(memory: Results, monkeypatch: pytest
     submit(memory, [spec()])
     (memory.folder / "mlflow.db").write_text("this is no database, and it is as long as a header is")
     monkeypatch.setattr(mlflow.store.db.utils, "time", None)
-    with pytest.raises(TrackingError, match="file is not a database"):
+    with pytest.raises(
+        TrackingError, match=r"mlflow\.db: file is not a database; delete it, and harness sync builds it anew"
+    ):
         sync(memory, "demo")
+    (memory.folder / "mlflow.db").unlink()
+    monkeypatch.undo()
+    assert sync(memory, "demo").pending == 0
 
 
 @pytest.mark.parametrize("name", ["submissions/0001/plan.json", "submissions/0001/submission.json", "verdicts.json"])
