@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import functools
 import io
 import math
 import re
@@ -122,10 +123,9 @@ def plain(text: str, limit: int = 30) -> str:
 
 
 @contextmanager
-def canvas(width: float = WIDTH, height: float = HEIGHT, left: float = 0.13) -> Iterator[tuple[Canvas, Axes]]:
-    """An empty figure with one pair of axes in the page's ink."""
+def drawing() -> Iterator[None]:
+    """The page's ink and type, for as long."""
     import matplotlib
-    from matplotlib.figure import Figure as Canvas
 
     style: dict[Any, Any] = {
         "svg.fonttype": "none",
@@ -143,14 +143,51 @@ def canvas(width: float = WIDTH, height: float = HEIGHT, left: float = 0.13) -> 
     }
     with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # glyphs that matplotlib's own font lacks: the page's has them
-        figure = Canvas(figsize=(width, height), dpi=72)
-        axes = figure.add_axes((left, 0.17, 0.98 - left, 0.79))
-        axes.set_facecolor("none")
-        figure.patch.set_visible(False)
-        axes.grid(True, color=INK, alpha=0.12, linewidth=0.5)
-        axes.set_axisbelow(True)
-        axes.locator_params(nbins=5)
-        yield figure, axes
+        yield
+
+
+def blank(width: float = WIDTH, height: float = HEIGHT, left: float = 0.13) -> tuple[Canvas, Axes]:
+    """An empty figure with one pair of axes, made while `drawing`."""
+    from matplotlib.figure import Figure as Canvas
+
+    figure = Canvas(figsize=(width, height), dpi=72)
+    axes = figure.add_axes((left, 0.17, 0.98 - left, 0.79))
+    axes.set_facecolor("none")
+    figure.patch.set_visible(False)
+    axes.grid(True, color=INK, alpha=0.12, linewidth=0.5)
+    axes.set_axisbelow(True)
+    axes.locator_params(nbins=5)
+    return figure, axes
+
+
+@contextmanager
+def canvas(width: float = WIDTH, height: float = HEIGHT, left: float = 0.13) -> Iterator[tuple[Canvas, Axes]]:
+    """An empty figure with one pair of axes in the page's ink."""
+    with drawing():
+        yield blank(width, height, left)
+
+
+_sheet = functools.cache(blank)
+
+
+@contextmanager
+def sheet() -> Iterator[tuple[Canvas, Axes]]:
+    """The same as `canvas`, one figure for all that ask: what a page has most of is curves, and axes with their ticks cost more
+    than what is drawn into them."""
+    from matplotlib.transforms import Bbox
+
+    with drawing():
+        figure, axes = _sheet()
+        try:
+            yield figure, axes
+        finally:
+            for artist in (*axes.lines, *axes.collections):
+                artist.remove()
+            if axes.get_yscale() != "linear":
+                axes.set_yscale("linear")
+                axes.locator_params(axis="y", nbins=5)
+            axes.dataLim.set(Bbox.null())
+            axes.ignore_existing_data_limits = True
 
 
 COUNTER = re.compile(r"-?\d+\.\d{2,}")
@@ -248,7 +285,7 @@ def scale(axes: Axes, values: Sequence[float], which: str, bounds: Sequence[floa
 
 def curves(lines: Sequence[Line], labels: tuple[str, str], title: str, text: str, key: str) -> str:
     """Lines with their bands; the axes follow the lines, not the bands."""
-    with canvas() as (figure, axes):
+    with sheet() as (figure, axes):
         axes.autoscale(False)  # the limits are looked for once, not anew for each line
         for line in lines:
             colour = COLOURS[line.colour % SERIES]

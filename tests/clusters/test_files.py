@@ -558,10 +558,14 @@ def check_names(answer: str) -> None:
         assert re.search(rf"^def {name}\(", source.read_text(), re.MULTILINE), f"{file}::{name}"
 
 
-def test_every_row_of_the_fault_table_is_a_test_marked_chaos() -> None:
+def test_every_row_of_the_fault_table_is_a_test_that_make_chaos_runs() -> None:
     text = (PROJECT / "docs" / "faults.md").read_text()
     named = re.findall(r"`([\w/]+\.py)::(\w+)`", text)
     assert len(named) >= 18
+    run = re.search(r"^CHAOS := (.*)$", (PROJECT / "Makefile").read_text(), re.MULTILINE)
+    assert run
+    for file in {f"tests/{file}" for file, _ in named}:
+        assert file.startswith(tuple(run[1].split())), f"make chaos does not look into {file}"
     for file, name in named:
         check_names(f"`{file}::{name}`")
         source = (PROJECT / "tests" / file).read_text()

@@ -11,6 +11,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from papers_tables import verdict_rows
 from rich.console import Console
 from scipy import stats
 
+from harness.judging import figures
 from harness.judging.figures import Figure, Line, csv_text, curves, harmless
 from harness.judging.report import html, markdown, parquet, screening, write_report
 from harness.judging.report_curves import curve, seed_tracks
@@ -495,6 +497,26 @@ def test_numbers_stay_numbers() -> None:
     assert [harmless(cell) for cell in (-1.5, 3, 1 / 3, None, float("nan"))] == [-1.5, 3, 1 / 3, None, ""]
     figure = Figure("f", "", [], ["x"], [[1 / 3], [float("nan")]], [])
     assert b64decode(figure.data_uri.partition(",")[2]) == b'x\r\n0.333333\r\n""\r\n', "a page has six digits"
+
+
+def test_a_curve_has_nothing_of_the_one_before() -> None:
+    """They share a figure: whatever was drawn into it, on a logarithmic axis or a linear one, is gone."""
+    drawn = {
+        "log": [Line("a", [0, 1, 2], [1e-4, 1.0, 100.0], [1e-5, 0.5, 50.0], [1e-3, 2.0, 200.0], colour=2)],
+        "few": [Line("b", [10, 20], [0.5, 0.25], colour=0)],
+        "many": [Line(str(n), list(range(40)), [n * x / 7 - 3 for x in range(40)], colour=n) for n in range(5)],
+    }
+
+    def draw(name: str) -> str:
+        return curves(drawn[name], ("steps", name), "t", "d", "k")
+
+    alone = {}
+    for name in drawn:
+        figures._sheet.cache_clear()
+        alone[name] = draw(name)
+    for order in permutations(drawn):
+        figures._sheet.cache_clear()
+        assert {name: draw(name) for name in order} == alone
 
 
 def test_a_figure_takes_its_colours_from_the_page() -> None:
