@@ -68,8 +68,9 @@ def plan_trial(
     if len(plan.trials) != 1:
         raise GridError("harness trial", "--set", f"found {len(plan.trials)} trials, allowed: one; axes are for grids")
     if limited := {"memory", "time"} & sections["resources"].keys():
-        told = f"resources.{min(limited)}: allowed: in a grid; here nothing is limited, and Ctrl-C ends a trial"
-        raise GridError("harness trial", "--set", told)
+        name = min(limited)
+        found = f"resources.{name}: found {sections['resources'][name]!r}, allowed: without it"
+        raise GridError("harness trial", "--set", f"{found}; limits are for grids, and Ctrl-C ends a trial here")
     ranks = plan.trials[0].resources.ranks
     if ranks > 1:
         raise GridError("harness trial", "--set", f"resources.ranks: found {ranks}, allowed: 1; several are for grids")

@@ -191,10 +191,8 @@ class Registry:
         own = {"tasks", "methods", "harness"}
         for package in sorted(own):
             _check_not_shadowed(package)
-        points, name_of = (
-            metadata.entry_points(),
-            functools.cache(lambda distribution: distribution.name),
-        )  # each reads files
+        points = metadata.entry_points()  # reads a file of every distribution
+        name_of = functools.cache(lambda distribution: distribution.name)  # reads another one
         for kind in (*KINDS, "claim"):
             chosen = points.select(group=f"harness.{kind}s")
             for point in sorted(chosen, key=lambda p: (p.module.split(".")[0] not in own, p.name)):

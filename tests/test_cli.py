@@ -330,8 +330,8 @@ def test_one_trial_has_one_rank(registry: Registry) -> None:
 
 @pytest.mark.parametrize("limit", ["memory=1GiB", "time=10s"])
 def test_a_limit_that_would_not_hold_is_refused(limit: str, registry: Registry) -> None:
-    name = f"resources.{limit.split('=')[0]}"
-    with pytest.raises(GridError, match=rf"{name}: allowed: in a grid"):
+    name, value = limit.split("=")
+    with pytest.raises(GridError, match=rf"resources\.{name}: found '{value}', allowed: without it"):
         plan_trial("digits/mlp", "adamw", 0, [], [f"resources.{limit}"], registry)
 
 
@@ -433,6 +433,8 @@ def test_a_result_of_other_types_is_no_traceback(
         ("report GRID --results EMPTY", 2, "report: grid one has not been run into EMPTY. Next: harness run GRID"),
         ("report one --out EMPTY", 2, "--out: found 'EMPTY', which is a folder, allowed: a file to write"),
         ("report one --out EMPTY/a/b.html", 2, "which lies in a folder that does not exist"),
+        ("report one --out x.html --tracking http://host", 2, "--tracking: found with --out, allowed: without"),
+        ("report one --format csv --tracking http://host", 2, "--tracking: found with --format csv, allowed: without"),
         ("ui --results EMPTY", 2, "make it with: harness run "),
         ("compare one one --by test/acuracy", 2, "--by: found 'test/acuracy', allowed: test/accuracy, "),
         ("compare one one", 0, "Next: harness report one --results "),

@@ -153,6 +153,9 @@ def report(
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         found = "is a folder" if out.is_dir() else "lies in a folder that does not exist"
         raise fail(f"--out: found {str(out)!r}, which {found}, allowed: a file to write", 2)
+    if tracking is not None and (out is not None or form != "html"):
+        beside = "--out" if out is not None else f"--format {form}"
+        raise fail(f"--tracking: found with {beside}, allowed: without; MLflow keeps the page of the results folder", 2)
     registry = open_registry(plugin)
     planned, memory = open_plan(_grid_file(grid, open_results(results)), set_, registry, results)
     if not submissions(memory, planned.name):

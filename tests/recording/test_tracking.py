@@ -548,6 +548,7 @@ def test_a_damaged_trial_is_named_and_the_others_are_shown(memory: Results, name
     assert f"delete {memory.trial(trials[0].hash).folder}, and the next run computes this trial anew" in report.problem
 
 
+@pytest.mark.chaos
 def test_a_damaged_database_is_told_at_once(memory: Results, monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow would try to connect to it ten times, and sleep for 100 s between."""
     import mlflow.store.db.utils

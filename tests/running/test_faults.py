@@ -184,18 +184,17 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 def worker_processes(place: Place, kind: str) -> list[psutil.Process]:
-    """The warm processes of a grid (`warm`), their trials (`trial`) or the workers above them (`worker`).
+    """The trials of a grid that run (`trial`), the warm processes that they come from (`warm`) or the workers above (`worker`).
 
     None if one of them ended while it was looked at: whoever waits for them looks again.
     """
     with suppress(psutil.NoSuchProcess):
-        warm = [p for p in processes(str(place.results)) if "harness.running.warm" in p.cmdline()]
-        parents = [p for p in warm if p.ppid() not in {other.pid for other in warm}]
-        if kind == "warm":
-            return parents
+        found = {p.pid: p for p in processes(str(place.results)) if "harness.running.warm" in p.cmdline()}
+        trials = [p for p in found.values() if p.ppid() in found]
         if kind == "trial":
-            return [p for p in warm if p not in parents]
-        return [psutil.Process(p.ppid()) for p in parents]
+            return trials
+        warm = [found[pid] for pid in dict.fromkeys(p.ppid() for p in trials) if found[pid].ppid() not in found]
+        return warm if kind == "warm" else [psutil.Process(p.ppid()) for p in warm]
     return []
 
 

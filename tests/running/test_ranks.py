@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -97,8 +98,10 @@ def rank_process(place: Place, index: int) -> psutil.Process | None:
     def follows(process: psutil.Process) -> bool:
         return any("ray::Rank" in " ".join(parent.cmdline()) for parent in process.parents())
 
-    found = (process for process in worker_processes(place, "trial") if follows(process) == bool(index))
-    return next(found, None)
+    with suppress(psutil.NoSuchProcess):  # one of them ended while it was looked at: whoever waits looks again
+        found = (process for process in worker_processes(place, "trial") if follows(process) == bool(index))
+        return max(found, key=psutil.Process.create_time, default=None)  # of the newest attempt
+    return None
 
 
 @pytest.mark.chaos
