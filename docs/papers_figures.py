@@ -10,8 +10,9 @@ from papers_panels import Panel, Points, drawn, early, final, known, line, over,
 from papers_regimes import REGIMES, regimes
 
 from harness.judging.calibration_runs import runs_of_grid
+from harness.judging.drawing import SERIES
 from harness.judging.evidence import Evidence
-from harness.judging.figures import SERIES, Figure, Line, Strip
+from harness.judging.figures import Figure, Line, Strip
 from harness.judging.report_curves import Track
 from harness.judging.report_curves import curve as seed_curve
 from harness.judging.report_data import Findings

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.judging import figures
+from harness.judging.drawing import SERIES
 from harness.judging.evidence import Evidence
-from harness.judging.figures import SERIES, Figure, Line, Strip
+from harness.judging.figures import Figure, Line, Strip
 from harness.judging.report_curves import Track, cell_tracks
 from harness.judging.report_data import number
 from harness.judging.report_tasks import cell_trials

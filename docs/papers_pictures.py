@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
-from harness.judging.figures import DASH_ARRAYS, SERIES, Figure, plain
+from harness.judging.drawing import DASH_ARRAYS, SERIES, plain
+from harness.judging.figures import Figure
 from harness.judging.report import TEMPLATES
 
 SCALE = 1.42

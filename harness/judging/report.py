@@ -17,7 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.judging.figures import DASH_ARRAYS, Figure, csv_text
+from harness.judging.drawing import DASH_ARRAYS
+from harness.judging.figures import Figure, csv_text
 from harness.judging.report_choices import stopped, tuning_figures, tuning_table, tunings
 from harness.judging.report_data import Findings, Table, gather, number, numbers, trial_table
 from harness.judging.report_figures import task_figures, verdict_figure

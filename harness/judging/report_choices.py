@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from harness.judging import figures
+from harness.judging.drawing import SERIES
 from harness.judging.evidence import WORST
-from harness.judging.figures import SERIES, Figure, Line
+from harness.judging.figures import Figure, Line
 from harness.judging.report_data import Findings, Table, number, text
 from harness.planning.plan import TUNED, PlannedTrial
 from harness.planning.taking import differing

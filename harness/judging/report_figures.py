@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from harness.judging import figures
+from harness.judging.drawing import SERIES
 from harness.judging.evidence import Evidence
-from harness.judging.figures import SERIES, Figure, Line, Strip
+from harness.judging.figures import Figure, Line, Strip
 from harness.judging.report_curves import Curve, Track, curve, layered, seed_tracks, thinned
 from harness.judging.report_data import Findings, number
 from harness.judging.report_tasks import Row, TaskTable, row

@@ -12,8 +12,9 @@ import numpy as np
 
 from harness.claim import ClaimError
 from harness.judging import figures
+from harness.judging.drawing import SERIES
 from harness.judging.evidence import WORST, Evidence
-from harness.judging.figures import SERIES, Figure, Line
+from harness.judging.figures import Figure, Line
 from harness.judging.ranks import ranking
 from harness.judging.report_data import Findings, ScoreMatrix, Table, number, score_matrix
 from harness.judging.statistics import (

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from harness.judging.drawing import SERIES
 from harness.judging.evidence import WORST, Chosen, Evidence
-from harness.judging.figures import SERIES
 from harness.judging.paired import holm, ranked_failures, sign_flip_p, smallest_p
 from harness.judging.scores import Scores
 from harness.judging.statistics import mean_interval

@@ -24,7 +24,7 @@ from papers_tables import verdict_rows
 from rich.console import Console
 from scipy import stats
 
-from harness.judging import figures
+from harness.judging import drawing
 from harness.judging.figures import Figure, Line, csv_text, curves, harmless
 from harness.judging.report import html, markdown, parquet, screening, write_report
 from harness.judging.report_curves import curve, seed_tracks
@@ -512,10 +512,10 @@ def test_a_curve_has_nothing_of_the_one_before() -> None:
 
     alone = {}
     for name in drawn:
-        figures._sheet.cache_clear()
+        drawing._sheet.cache_clear()
         alone[name] = draw(name)
     for order in permutations(drawn):
-        figures._sheet.cache_clear()
+        drawing._sheet.cache_clear()
         assert {name: draw(name) for name in order} == alone
 
 

@@ -120,6 +120,8 @@ def test_a_rank_is_killed(tmp_path: Path) -> None:
     shown = driver.communicate(timeout=PATIENCE)[0]
     assert driver.returncode == 0, shown
     place.as_undisturbed(undisturbed)
+    (result,) = results_of(place.results).values()
+    assert result.attempt > 1
     place.nothing_runs()
 
 
