@@ -91,7 +91,7 @@ class Machines:
     def remove(self, node: Any) -> None:
         """Kills a worker node at once, with all that runs on it: at full pace a trial could end before it misses its worker."""
         self.nodes.remove(node)
-        below = psutil.Process(node.all_processes["raylet"][0].process.pid).children(recursive=True)
+        below = on_node(node)
         self._cluster.remove_node(node, allow_graceful=False)
         for process in below:
             with suppress(psutil.NoSuchProcess):
@@ -163,6 +163,12 @@ def processes(mark: str) -> list[psutil.Process]:
 def descended(mark: str) -> list[psutil.Process]:
     """The processes whose environment holds a mark as a value: Ray's own name no folder, but inherit it from the driver."""
     return _found(lambda process: mark in process.environ().values())
+
+
+def on_node(node: Any) -> list[psutil.Process]:
+    """Ray's workers on a node of these clusters, and what they have started. It has left their tree where it is a server."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    return _found(lambda process: process.environ().get("RAY_RAYLET_PID") == str(raylet))
 
 
 def _found(holds: Callable[[psutil.Process], bool]) -> list[psutil.Process]:

@@ -19,9 +19,11 @@ from harness.recording.attempts import Attempt
 from harness.recording.records import Result, Status, TrialRecords
 from harness.recording.results import Results
 from harness.registry import Registry
+from harness.streams import Streams
+from harness.task import Task
 from harness.training.loop import Interrupted
 from harness.training.together import run_stack
-from harness.training.trial import Course, run_trial
+from harness.training.trial import Course, build_recipe, run_trial
 
 DOCS = Path(__file__).parents[1] / "docs"
 RELEASED = DOCS / "papers" / "published"
@@ -173,6 +175,18 @@ def bare_digits(spec: TrialSpec) -> dict[str, torch.Tensor]:
             optimizer.step()
             step += 1
     return model.state_dict()
+
+
+def first_gradient(task: Task, device: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """A task's first objective, and its gradients by the predictions, which StableGrad is made from, and by the weights."""
+    built = task.workload(build_recipe(task, {}), Streams(0), torch.device(device))
+    objective = built.objective(built.model, built.next_batch())
+    predictions = list(objective.predictions.values())
+    by_predictions = torch.autograd.grad(objective.value, predictions, retain_graph=True)
+    assert all(gradient.any() for gradient in by_predictions)
+    objective.value.backward()
+    slopes = [parameter.grad for parameter in built.model.parameters() if parameter.grad is not None]
+    return objective.value.detach(), [*by_predictions, *slopes]
 
 
 def command(*arguments: object) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import harness, plugin, results_of, run, timeless, write_grid
+from support import first_gradient, harness, plugin, results_of, run, timeless, write_grid
 from test_conformance import ITEMS, conforms
 
 from harness.conformance import run_short, short_spec
@@ -19,6 +19,7 @@ from harness.registry import Item, Registry
 from harness.resources import REPEATABLE_CUBLAS
 from tasks.models import image_model
 from tasks.models.library import SMALLEST, VISION
+from tasks.physics import BurgersPINN, KdVPINN, PhysicsTask
 
 os.environ.setdefault(*REPEATABLE_CUBLAS)  # before any test begins with CUDA
 
@@ -99,6 +100,15 @@ def test_the_curve_is_that_of_the_cpu(task: str, precision: str, tolerance: floa
     here, there = run_short(registry, spec), run_short(registry, replace(spec, device="cuda"))
     for one, other in zip(here.records, there.records, strict=True):
         assert other["metrics"] == pytest.approx(one["metrics"], rel=tolerance, abs=tolerance), one["step"]
+
+
+@pytest.mark.parametrize("kind", [BurgersPINN, KdVPINN])
+def test_compiled_derivatives_agree_with_plain_ones(kind: type[PhysicsTask]) -> None:
+    """Inductor writes kernels of its own for a GPU."""
+    (value, slopes), (other, others) = (first_gradient(kind(compiled=compiled), "cuda") for compiled in (True, False))
+    torch.testing.assert_close(value, other, rtol=1e-5, atol=0)
+    for one, two in zip(slopes, others, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-6)
 
 
 @pytest.fixture(scope="module")

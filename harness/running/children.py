@@ -7,9 +7,10 @@ import json
 import os
 import re
 import select
+import signal
 import socket
-import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ import psutil
 
 from harness.recording.grids import without_password
 from harness.resources import REPEATABLE_CUBLAS, Resources, Seat, thread_variables
+from harness.running.forkserver import warm_process
 from harness.running.units import UnitTrial
 
 SECRETS = re.compile(
@@ -95,7 +97,7 @@ def usable(root: Path = Path("/")) -> tuple[int, float]:
 
 
 class WarmHandle:
-    """Starts a warm process and talks to it.
+    """Has a warm process made and talks to it.
 
     Args:
         results: the results folder.
@@ -107,21 +109,22 @@ class WarmHandle:
     def __init__(self, results: Path, plugins: list[Path], resources: Resources, commit_every: float = 15.0) -> None:
         self.resources = resources
         self._memory = resources.memory or fair_memory(resources)
-        ours, theirs = socket.socketpair()
         settings = {"results": str(results), "plugins": [str(p) for p in plugins], "commit_every": commit_every}
-        command = [sys.executable, "-m", "harness.running.warm", str(theirs.fileno()), json.dumps(settings)]
-        self._process = subprocess.Popen(
-            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=child_environment(resources)
-        )
-        theirs.close()
-        self._channel = ours
+        self._channel = warm_process(settings, child_environment(resources))
+        self._pid: int | None = None
         self._buffer = b""
         self._events: list[dict[str, Any]] = []
 
     @property
     def pid(self) -> int:
-        """The process id of the warm process."""
-        return self._process.pid
+        """The process id of the warm process, once there is one.
+
+        Raises:
+            WarmDied: if it is gone.
+        """
+        while self._pid is None:
+            self._receive()
+        return self._pid
 
     def start(self, trials: Sequence[UnitTrial], seat: Seat | None = None) -> None:
         """Hands over a trial, or the seeds of a stack: these have as much time as one after another.
@@ -136,7 +139,7 @@ class WarmHandle:
             "gpu_share": self.resources.gpus,
         }
         orders = [asdict(trial) for trial in trials]
-        self._send(op="run", orders=orders, limits=limits, seat=asdict(seat) if seat else None)
+        self._send(orders=orders, limits=limits, seat=asdict(seat) if seat else None)
 
     def events(self, timeout: float) -> list[dict[str, Any]]:
         """What the warm process has said within `timeout` seconds: as soon as there is something, nothing if not.
@@ -153,14 +156,14 @@ class WarmHandle:
 
     def stop(self, wait: float = 15.0) -> None:
         """Lets a running trial commit and stop, and ends the warm process."""
-        with contextlib.suppress(WarmDied):
-            self._send(op="stop")
+        deadline = time.monotonic() + wait
+        with contextlib.suppress(WarmDied, OSError):  # it is gone
+            self._channel.shutdown(socket.SHUT_WR)
+            while (left := deadline - time.monotonic()) > 0:
+                self.events(left)
+            if self._pid is not None:
+                os.kill(self._pid, signal.SIGKILL)
         self._channel.close()
-        try:
-            self._process.wait(wait)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
 
     def _send(self, **message: Any) -> None:
         try:
@@ -174,6 +177,8 @@ class WarmHandle:
         except OSError as error:
             raise WarmDied("the warm process is gone") from error
         if not data:
-            raise WarmDied(f"the warm process is gone (exit status {self._process.poll()})")
+            raise WarmDied("the warm process is gone")
         *lines, self._buffer = (self._buffer + data).split(b"\n")
-        self._events += [json.loads(line) for line in lines]
+        for event in map(json.loads, lines):
+            self._pid = event.get("pid", self._pid)
+            self._events.append(event)

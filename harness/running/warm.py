@@ -1,13 +1,12 @@
-"""The warm process: it has imported torch and what is registered, and forks a child for each trial or stack of trials.
+"""The warm process of a worker: all is imported in it, and it forks a child for each trial or stack of trials.
 
-A worker starts one with `python -m harness.running.warm FD` and talks to it in lines of JSON over a socket. Nothing that a
-trial does can reach the next one, since each has a process of its own that ends with it.
+It comes from its node's fork server, and the worker talks to it in lines of JSON over a socket. Nothing that a trial does can
+reach the next one, since each has a process of its own that ends with it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import math
 import mmap
@@ -15,7 +14,6 @@ import os
 import select
 import signal
 import socket
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +29,7 @@ from harness.running.child import ENDINGS, TOLD, Child
 from harness.running.units import APART, UnitTrial
 
 if TYPE_CHECKING:
-    pass
+    from harness.registry import Registry
 
 OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
 """Signals that come from outside; others are the trial's own fault."""
@@ -54,36 +52,32 @@ class Warm:
     """The warm process.
 
     Args:
-        channel: the socket to the worker; when it closes, the child is stopped and the process ends.
-        settings: `results`, `plugins` and `commit_every`.
+        channel: the socket to the worker; when it closes its side, the child is stopped and the process ends.
+        settings: `results` and `commit_every`.
+        registry: what is registered, imported.
     """
 
-    def __init__(self, channel: socket.socket, settings: dict[str, Any]) -> None:
+    def __init__(self, channel: socket.socket, settings: dict[str, Any], registry: Registry) -> None:
         self.channel = channel
         self.buffer = b""
         self.results = Path(settings["results"])
         self.commit_every = float(settings["commit_every"])
-        self.plugins = settings["plugins"]
+        self.registry = registry
         self.shared = mmap.mmap(-1, mmap.PAGESIZE)  # what is where: `Child`
         self.stopping: float | None = None
 
     def serve(self) -> None:
         """Runs orders until the worker goes away."""
-        from harness.registry import Registry
-
-        self.registry = Registry(self.plugins)
-        _warm_up(self.registry)
-        self.say(event="ready")
+        self.say(event="ready", pid=os.getpid())
         while (message := self.hear()) is not None:
-            if message["op"] == "run":
-                orders = [UnitTrial(**order) for order in message["orders"]]
-                seat = Seat(**message["seat"]) if message["seat"] else None
-                self.run(orders, Limits(**message["limits"]), seat)
-                if self.stopping is not None:
-                    return
+            orders = [UnitTrial(**order) for order in message["orders"]]
+            seat = Seat(**message["seat"]) if message["seat"] else None
+            self.run(orders, Limits(**message["limits"]), seat)
+            if self.stopping is not None:
+                return
 
     def hear(self) -> dict[str, Any] | None:
-        """The worker's next message; None once it is gone."""
+        """The worker's next order; None once it wants no more, or is gone."""
         while b"\n" not in self.buffer:
             with contextlib.suppress(ConnectionResetError):
                 if data := self.channel.recv(65536):
@@ -160,7 +154,7 @@ class Warm:
                     os.close(fd)
                 return cause
             now = time.monotonic()
-            if heard and heard[0] in readable and ((message := self.hear()) is None or message["op"] == "stop"):
+            if heard and heard[0] in readable and self.hear() is None:
                 self.stopping = now
                 _kill(pid, signal.SIGTERM)
             if cause is None:
@@ -179,20 +173,6 @@ class Warm:
         if now > deadline:
             return "time"
         return "memory" if used > memory else None
-
-
-def _warm_up(registry: Any) -> None:
-    """Imports once what every trial needs. The first optimizer of a process imports much of torch."""
-    import torch
-
-    from harness.recording.environment import environment
-
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
-    environment()
-    registry.preload()
-    gc.collect()
-    gc.freeze()  # what is there now is never collected: a collection in a child would copy the pages it touches
 
 
 def _ending(waited: int, cause: str | None, ending: str, asked: bool) -> tuple[Status | None, str]:
@@ -244,17 +224,3 @@ def _memory(processes: list[psutil.Process]) -> int:
         with contextlib.suppress(psutil.NoSuchProcess):
             total += process.memory_info().rss
     return total
-
-
-def main() -> None:
-    """Serves the worker at the other end of the socket whose descriptor is the first argument."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with socket.socket(fileno=int(sys.argv[1])) as channel:
-        Warm(channel, json.loads(sys.argv[2])).serve()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)  # nothing is left to clean up, and libraries complain about objects that a frozen collector kept
-
-
-if __name__ == "__main__":
-    main()

@@ -484,7 +484,7 @@ def test_a_dead_warm_process_is_noticed(plugins: Registry, tmp_path: Path) -> No
     warm = WarmHandle(tmp_path / "results", plugins.plugins, LIMITS)
     os.kill(warm.pid, signal.SIGKILL)
     with pytest.raises(WarmDied):
-        wait_for(warm, "ready")
+        wait_for(warm, "progress")
     warm.stop()
 
 
@@ -496,7 +496,7 @@ def test_what_is_killed_before_it_leads_a_group_ends(tmp_path: Path) -> None:
 
 
 def test_the_end_of_a_child_is_noticed_where_there_are_no_pidfds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(os, "pidfd_open", raising=False)
     ours, theirs = socket.socketpair()
@@ -504,7 +504,10 @@ def test_the_end_of_a_child_is_noticed_where_there_are_no_pidfds(
     began = time.monotonic()
     process = subprocess.Popen(["sleep", "0.3"])
     with ours, theirs:
-        assert Warm(theirs, settings).watch(process.pid, UnitTrial("a", "{}", "code"), Limits(None, None, 0.0)) is None
+        assert (
+            Warm(theirs, settings, registry).watch(process.pid, UnitTrial("a", "{}", "code"), Limits(None, None, 0.0))
+            is None
+        )
     assert time.monotonic() - began > 0.2
     assert process.wait(0) == 0, "it is left to be waited for"
 

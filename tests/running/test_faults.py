@@ -184,23 +184,29 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 def worker_processes(place: Place, kind: str) -> list[psutil.Process]:
-    """The trials of a grid that run (`trial`), the warm processes that they come from (`warm`) or the workers above (`worker`).
+    """The trials of a grid that run (`trial`), the warm processes that they come from (`warm`), the fork servers that these come
+    from (`server`) or Ray's workers (`worker`).
 
     None if one of them ended while it was looked at: whoever waits for them looks again.
     """
-    with suppress(psutil.NoSuchProcess):
-        found = {p.pid: p for p in processes(str(place.results)) if "harness.running.warm" in p.cmdline()}
-        trials = [p for p in found.values() if p.ppid() in found]
-        if kind == "trial":
-            return trials
-        warm = [found[pid] for pid in dict.fromkeys(p.ppid() for p in trials) if found[pid].ppid() not in found]
-        return warm if kind == "warm" else [psutil.Process(p.ppid()) for p in warm]
+    if kind == "worker":
+        return [p for p in descended(*place.mark.values()) if "ray::Worker" in " ".join(p.cmdline())]
+    with suppress(psutil.NoSuchProcess, ProcessLookupError):
+        found = {p.pid: p for p in processes(str(place.results)) if "harness.running.forkserver" in p.cmdline()}
+        leading = [p for p in found.values() if os.getsid(p.pid) == p.pid]  # a warm process is in its server's session
+        trials = [p for p in leading if p.ppid() in found]
+        if kind == "warm":
+            return [found[pid] for pid in dict.fromkeys(p.ppid() for p in trials)]
+        return trials if kind == "trial" else [p for p in leading if p.ppid() not in found]
     return []
 
 
 @pytest.mark.slow
 def test_a_worker_process_is_killed(tmp_path: Path, undisturbed: Place) -> None:
-    """Each of the three processes that a trial needs, one after another: it goes on, in the same run of `harness`."""
+    """Each of the processes that a trial needs, one after another: it goes on, in the same run of `harness`.
+
+    The fork server it needs no more once it has begun; the worker that is killed after it finds none and starts one.
+    """
     place = Place(tmp_path)
     place.pace(5)
     driver = place.start("--cpus", 2)
@@ -211,10 +217,16 @@ def test_a_worker_process_is_killed(tmp_path: Path, undisturbed: Place) -> None:
 
     until(lambda: len(place.committed()) == 2, PATIENCE, "a commit of each trial that runs")  # whichever is met
     for number, kind in enumerate(("trial", "warm", "worker")):
+        if kind == "worker":
+            until(partial(worker_processes, place, "server"), PATIENCE, "a fork server")[0].kill()
         victim = until(partial(worker_processes, place, kind), PATIENCE, f"a {kind}")[0]
-        below = victim.children(recursive=True)
+        running = until(partial(worker_processes, place, "trial"), PATIENCE, "a trial")
         victim.kill()
-        assert not psutil.wait_procs(below, timeout=PATIENCE)[1], "at full pace a trial could end before it misses it"
+        until(
+            lambda running=running: not all(psutil.pid_exists(p.pid) for p in running),
+            PATIENCE,
+            "the end of a trial: at full pace it could end before it misses its worker",
+        )
         until(lambda begun=3 + number: attempts() >= begun, PATIENCE, "a trial in its place")  # not yet the same one
     place.pace(0)
     shown = driver.communicate(timeout=PATIENCE)[0]
@@ -490,7 +502,7 @@ def test_a_trial_that_ray_kills_for_memory(tmp_path: Path, undisturbed: Place) -
 BROKEN = (
     """
 import os, sys
-if "harness.running.warm" in " ".join(open("/proc/self/cmdline").read().split("\\0")):
+if "harness.running.forkserver" in " ".join(open("/proc/self/cmdline").read().split("\\0")):
     import no_such_module
 """
     + SLOW

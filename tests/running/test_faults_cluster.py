@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
-from machines import PATIENCE, Machines, machines, mounts_alone, processes, token, until
+from machines import PATIENCE, Machines, machines, mounts_alone, on_node, processes, token, until
 from running.test_faults import GRID, Place, first_pass, undisturbed  # noqa: F401  # a fixture
 
 from harness.recording.results import Results
@@ -21,13 +21,8 @@ pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
 def node_of(place: Place, cluster: Machines) -> Any:
     """A worker node that is at a trial of this grid."""
-    raylets = {node.all_processes["raylet"][0].process.pid: node for node in cluster.nodes}
-    for process in processes(str(place.results)):
-        above = {parent.pid for parent in process.parents()}
-        for pid, node in raylets.items():
-            if pid in above:
-                return node
-    return None
+    at_work = {process.pid for process in processes(str(place.results))}
+    return next((node for node in cluster.nodes if at_work & {process.pid for process in on_node(node)}), None)
 
 
 def test_a_worker_node_is_killed(tmp_path: Path, undisturbed: Place) -> None:  # noqa: F811

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support import run, together, told
+from support import first_gradient, run, together, told
 from torch import Tensor
 
 from harness.composition import Composition
@@ -372,18 +372,7 @@ def test_pictures_are_svg_and_repeat(task: PhysicsTask) -> None:
 def test_compiled_predictions_agree_with_plain_ones(kind: type[PhysicsTask]) -> None:
     """The objective, its gradient by the weights, and that by the predictions, which StableGrad is made from."""
 
-    def first(compiled: bool) -> tuple[Tensor, list[Tensor]]:
-        task = kind(compiled=compiled)
-        built = task.workload(build_recipe(task, {}), Streams(0), CPU)
-        objective = built.objective(built.model, built.next_batch())
-        predictions = list(objective.predictions.values())
-        by_predictions = torch.autograd.grad(objective.value, predictions, retain_graph=True)
-        assert all(gradient.any() for gradient in by_predictions)
-        objective.value.backward()
-        slopes = [parameter.grad for parameter in built.model.parameters() if parameter.grad is not None]
-        return objective.value.detach(), [*by_predictions, *slopes]
-
-    (value, slopes), (other, others) = first(True), first(False)
+    (value, slopes), (other, others) = (first_gradient(kind(compiled=compiled), "cpu") for compiled in (True, False))
     torch.testing.assert_close(value, other, rtol=1e-5, atol=0)
     for one, two in zip(slopes, others, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-6)
