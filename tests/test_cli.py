@@ -21,7 +21,7 @@ from harness.planning.errors import GridError
 from harness.planning.grid import load_grid
 from harness.planning.plan import build_plan
 from harness.planning.reading import read_name
-from harness.recording.attempts import Attempt
+from harness.recording.attempts import Attempt, hold
 from harness.recording.grids import open_submission, submissions
 from harness.recording.records import RecordsError
 from harness.recording.results import Results
@@ -131,12 +131,35 @@ def test_a_grid_whose_trials_are_all_there_can_be_reported(tmp_path: Path) -> No
     results = tmp_path / "results"
     harness("trial", "digits/mlp", "adamw", "--set", "recipe.steps=5", "--results", results)
     shown = harness("run", grid, "--results", results)
-    assert f"Other grids have run all of it. To show it in MLflow: harness sync copied --results {results}\n" in shown
+    assert (
+        f"All of its trials are there already. To show it in MLflow: harness sync copied --results {results}\n" in shown
+    )
     assert (results / "grids" / "copied" / "report.html").name in harness("report", "copied", "--results", results)
     assert "copied: 1 " in harness("sync", "copied", "--results", results)
     (results / "grids" / "a-refused-start").mkdir()
     assert "copied: 1 " in harness("sync", "--results", results), "all grids, but for one that has not begun"
-    assert "Other grids" not in harness("run", grid, "--results", results), "once"
+    assert "All of its trials" not in harness("run", grid, "--results", results), "once"
+
+
+def test_claims_that_change_when_all_is_run_are_judged(tmp_path: Path) -> None:
+    """The run of a grid that reads otherwise is a submission, so that its report by name has the claims of today."""
+    grid, results = tmp_path / "grid.yaml", tmp_path / "results"
+    written = "name: later\ntasks: [digits/mlp]\nmethods: [adamw, sgd]\nseeds: 1\nrecipes: [{set: {steps: 5}}]\n"
+    grid.write_text(written + "claims: [{better: adamw, than: sgd}]\n")
+    for method in ("adamw", "sgd"):
+        harness("trial", "digits/mlp", method, "--set", "recipe.steps=5", "--results", results)
+    harness("run", grid, "--results", results)
+    grid.write_text(written + "claims: [{better: sgd, than: adamw}]\n")
+    assert "All of its trials are there already" in harness("run", grid, "--results", results)
+    harness("report", "later", "--results", results, "--format", "markdown", "--out", tmp_path / "report.md")
+    told = (tmp_path / "report.md").read_text()
+    assert "sgd is better than adamw" in told
+    assert "adamw is better than sgd" not in told
+    assert "of its 2 trials had ended before it was written down" in told
+    held = hold(results / "grids" / "later", 1.0)
+    grid.write_text(written)
+    assert "grid later is being run by another driver" in harness("run", grid, "--results", results, status=3)
+    held.release()
 
 
 def test_list_and_describe() -> None:

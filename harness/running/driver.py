@@ -86,9 +86,22 @@ class Run:
         """
         if self.options.address is None:
             check_feasible([trial.resources for trial in waiting], [this_node(self.options.cpus)])
-        folder = self.results.grid(self.plan.name)
+        with self._held():
+            try:
+                self._run(waiting)
+            except (RecordsError, OSError) as error:  # from here on, what cannot be written is the folder's trouble
+                raise Infrastructure(f"{error}; a rerun goes on once that is mended") from error
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Keeps other drivers from this grid.
+
+        Raises:
+            Unwritable: if the results folder cannot be written.
+            Infrastructure: if another driver runs this grid.
+        """
         try:
-            lock = hold(folder, 1.0)
+            lock = hold(self.results.grid(self.plan.name), 1.0)
         except Locked as error:
             raise Infrastructure(
                 f"grid {self.plan.name} is being run by another driver on {self.results.folder}"
@@ -96,19 +109,18 @@ class Run:
         except RecordsError as error:
             raise Unwritable(str(error)) from error
         try:
-            self._locked(waiting)
-        except (RecordsError, OSError) as error:  # from here on, what cannot be written is the folder's trouble
-            raise Infrastructure(f"{error}; a rerun goes on once that is mended") from error
+            yield
         finally:
             lock.release()
 
-    def _locked(self, waiting: Sequence[PlannedTrial]) -> None:
+    def _run(self, waiting: Sequence[PlannedTrial]) -> None:
         self.console.print(
             f"{len(waiting)} of {amount(len(self.plan.trials), 'trial')} to run; starting Ray …", highlight=False
         )
         with cluster(self.options.address, self.options.cpus) as ray:
-            check_feasible([trial.resources for trial in waiting], ray.nodes(), self.options.node_types)
-            nodes = alive(ray.nodes())
+            told = ray.nodes()
+            check_feasible([trial.resources for trial in waiting], told, self.options.node_types)
+            nodes = alive(told)
             slots = int(sum(node.get("CPU", 0) for node in nodes))
             submission = self._submission()
             progress = Progress(self.console, {trial.hash: _cell(trial, nodes) for trial in waiting}, slots)
@@ -133,17 +145,19 @@ class Run:
         )
 
     def note(self) -> None:
-        """Keeps a grid whose trials other grids have run, so that it can be reported and shown in MLflow.
+        """Keeps a grid all of whose trials are there, so that it can be reported by its name and shown in MLflow.
 
         Raises:
             Unwritable: if the results folder cannot be written.
+            Infrastructure: if another driver runs this grid.
         """
-        try:
-            self._submission().close("finished")
-        except RecordsError as error:
-            raise Unwritable(str(error)) from error
+        with self._held():
+            try:
+                self._submission().close("finished")
+            except RecordsError as error:
+                raise Unwritable(str(error)) from error
         again = sync_command(self.plan.name, self.results.folder, self.options.tracking)
-        self.console.print(f"Other grids have run all of it. To show it in MLflow: {again}", soft_wrap=True)
+        self.console.print(f"All of its trials are there already. To show it in MLflow: {again}", soft_wrap=True)
 
     def _stages(self, waiting: Sequence[PlannedTrial], progress: Progress, nodes: Sequence[dict[str, float]]) -> None:
         hashes = {trial.hash for trial in waiting}
@@ -247,7 +261,7 @@ def submitted(trial: PlannedTrial) -> dict[str, Any]:
 
 def run_plan(plan: Plan, results: Results, options: Options, console: Console, only: set[str] | None = None) -> Outcome:
     """Runs what is not done of a plan, or `only` some trials of it; with nothing to do it starts nothing, and writes nothing
-    but a note of a grid that was never run."""
+    but a note of a grid that was never run, or that reads otherwise than when it was run last: its claims may have changed."""
     since = time.time()
     view = survey(plan, results, keep_stale=options.keep_stale)
     run = Run(plan, results, options, console, since, peak_memory(plan, view))
@@ -263,9 +277,15 @@ def run_plan(plan: Plan, results: Results, options: Options, console: Console, o
             except ValueError as error:
                 raise Infeasible(f"screening.{error}") from error
         run.execute(waiting)
-    elif only is None and not submissions(results, plan.name):
+    elif only is None and not _noted(plan, results):
         run.note()
     return run.outcome
+
+
+def _noted(plan: Plan, results: Results) -> bool:
+    """Whether the grid was run last as it is now."""
+    found = submissions(results, plan.name)
+    return bool(found) and (found[-1].folder / "grid.yaml").read_text(encoding="utf-8") == plan.grid_text
 
 
 def _cell(trial: PlannedTrial, nodes: Sequence[Mapping[str, float]]) -> Cell:

@@ -1,6 +1,6 @@
 """The fork server: what imports torch and what is registered, once for the workers of a node, and forks each its warm process.
 
-The first worker of a node starts it; it listens on a socket that this user alone can open, and ends a few seconds after the last
+The first worker of a node starts it; it listens on a socket that this user alone can open, and ends a second after the last
 warm process. Workers share one where nothing tells them apart: same node and driver, same settings, same environment.
 """
 
@@ -27,8 +27,11 @@ from filelock import FileLock
 if TYPE_CHECKING:
     from harness.registry import Registry
 
-IDLE = 5.0
-"""Seconds without a warm process after which the server ends: a worker that is started anew comes back sooner."""
+IDLE = 1.0
+"""Seconds without a warm process after which the server ends: a worker that is told to start over comes back sooner."""
+
+SILENT = 10.0
+"""Seconds that a worker has to say where to print, once it has connected: it does so at once."""
 
 LONGEST = 64
 """Characters of the folder for temporary files; the address of a socket has 104 on some systems."""
@@ -112,7 +115,7 @@ class ForkServer:
         """Forks until nobody has needed a warm process for a while."""
         used = time.monotonic()
         while self.children or time.monotonic() - used < IDLE or not self._leave():
-            if self._asked(1.0):
+            if self._asked(0.2):
                 self._fork()
             if self.children:
                 used = time.monotonic()
@@ -135,7 +138,7 @@ class ForkServer:
         channel, _ = self.listener.accept()
         outputs: list[int] = []
         with channel, contextlib.suppress(OSError):  # a worker that is gone
-            channel.settimeout(IDLE)  # it has sent them as soon as it had connected
+            channel.settimeout(SILENT)
             _, outputs, _, _ = socket.recv_fds(channel, 1, 2)
             if len(outputs) == 2 and (pid := os.fork()) == 0:
                 self.listener.close()

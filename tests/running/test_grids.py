@@ -1,7 +1,6 @@
 """Whole grids on a real Ray cluster with a real MLflow store: faults, reruns, stages, plugins."""
 
 import json
-import re
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -153,20 +152,18 @@ def runs_or_none(results: Path) -> list[dict[str, Any]]:
 TROUBLED_GRID = """
 name: trouble
 tasks: [digits/mlp]
-methods: [nan, raises, hangs, eats, exits, adamw]
+methods: [nan, raises, hangs, eats, exits, sgd]
 seeds: 1
-recipes: [{set: {steps: 40}}]
+recipes: [{set: {steps: 60, record_every: 10}}]
+probes: [oui]
 resources: [{memory: 1GiB}, {method: hangs, time: 3s}]
 """
 
 
 @pytest.mark.slow
 @pytest.mark.chaos
-def test_trouble_gets_its_status_and_the_grid_goes_on(tmp_path: Path) -> None:
-    place = Place(tmp_path / "place", TROUBLED_GRID, TROUBLE)
-    alone = re.sub("methods: .*", "methods: [adamw]", TROUBLED_GRID).replace(", {method: hangs, time: 3s}", "")
-    by_itself = Place(tmp_path / "alone", alone, TROUBLE)
-    by_itself.run()
+def test_trouble_gets_its_status_and_the_grid_goes_on(tmp_path: Path, undisturbed: Place) -> None:  # noqa: F811
+    place = Place(tmp_path, TROUBLED_GRID, TROUBLE)
     shown = place.run("--cpus", 2, status=1)
     assert "KeyError: 'mistake'" in shown
     expected = {
@@ -175,7 +172,7 @@ def test_trouble_gets_its_status_and_the_grid_goes_on(tmp_path: Path) -> None:
         "hangs": ("timed-out", "KILLED"),
         "eats": ("out-of-memory", "FAILED"),
         "exits": ("failed", "FAILED"),
-        "adamw": ("finished", "FINISHED"),
+        "sgd": ("finished", "FINISHED"),
     }
 
     def check() -> None:
@@ -184,8 +181,8 @@ def test_trouble_gets_its_status_and_the_grid_goes_on(tmp_path: Path) -> None:
         listed = runs(place.results / "mlflow.db")
         tags = {run["tags"]["method"]: (run["tags"]["status"], run["status"]) for run in listed}
         assert tags == expected
-        otherwise = {run["hash"]: run["status"] for run in listed if run["tags"]["method"] != "adamw"}
-        place.as_undisturbed(by_itself, otherwise=otherwise)
+        otherwise = {run["hash"]: run["status"] for run in listed if run["tags"]["method"] != "sgd"}
+        place.as_undisturbed(undisturbed, otherwise=otherwise)
         for run in listed:
             folder = place.results / "mlartifacts" / "trouble" / run["run"] / "artifacts"
             events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

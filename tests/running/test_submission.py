@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from machines import PATIENCE, Machines, machines, processes, until
-from running.test_faults import first_pass, runs
+from running.test_faults import Place, first_pass, runs, undisturbed  # noqa: F401  # a fixture
 from support import command, harness, plugin, write_grid
 
 from harness import sources
@@ -41,6 +41,7 @@ tasks: [digits/mlp]
 methods: [slow + adamw, slow + sgd]
 seeds: 2
 recipes: [{set: {steps: 60, record_every: 10}}]
+probes: [oui]
 """
 
 SLOW = """
@@ -559,7 +560,11 @@ def cluster() -> Iterator[Machines]:
 
 @pytest.mark.slow
 @pytest.mark.chaos
-def test_a_grid_goes_to_a_cluster_and_back(cluster: Machines, tmp_path: Path) -> None:
+def test_a_grid_goes_to_a_cluster_and_back(
+    cluster: Machines,
+    tmp_path: Path,
+    undisturbed: Place,  # noqa: F811
+) -> None:
     """Sent, left alone by Ctrl-C, followed, stopped, sent again: and the numbers are those of a laptop."""
     from ray.job_submission import JobSubmissionClient
 
@@ -614,19 +619,15 @@ def test_a_grid_goes_to_a_cluster_and_back(cluster: Machines, tmp_path: Path) ->
     assert look == [f"harness report {line}", f"harness ui --tracking {tracking}", f"harness plan {line}"]
     assert done.stdout.count("harness report") == 1, "nothing of the head's own folder"
 
-    alone = tmp_path / "alone"
-    harness("run", grid, "--results", alone, "--plugin", code)
     for hash in hashes:
-        mine, theirs = Results(results).trial(hash).result(), Results(alone).trial(hash).result()
+        mine, theirs = (Results(place).trial(hash).result() for place in (results, undisturbed.results))
         assert mine is not None
         assert theirs is not None
         assert mine.weights == theirs.weights
     assert statuses(tracking) == {"FINISHED"}
-    shown, alone_shown = (
-        sorted((run["hash"], run["points"]) for run in runs(Path(store)))
-        for store in (tracking.removeprefix("sqlite:///"), alone / "mlflow.db")
-    )
-    assert shown == alone_shown, "each trial once in MLflow, with each point once"
+    laptop = {run["hash"]: run["points"] for run in runs(undisturbed.results / "mlflow.db")}
+    shown = sorted((run["hash"], run["points"]) for run in runs(Path(tracking.removeprefix("sqlite:///"))))
+    assert shown == sorted((hash, laptop[hash]) for hash in hashes), "each trial once in MLflow, with each point once"
     sent = json.dumps([job.model_dump(mode="json") for job in client.list_jobs()])
     assert SECRET not in sent
     for file in [
