@@ -38,7 +38,7 @@ lint: install ## Style, types and the direction of imports
 	$(BIN)/lint-imports
 
 chaos: install ## Faults for real: kills, hangs, memory, a tracking server that goes away
-	$(BIN)/python -m pytest -n 2 -m chaos --dist worksteal --durations 25 $(CHAOS)
+	$(BIN)/python -m pytest -n 3 -m chaos --dist worksteal --durations 25 $(CHAOS)
 
 clusters: install ## Of the slow ones, grids as they are run: several ranks and nodes, submit, Slurm, doctor
 	$(BIN)/python -m pytest -n 2 -m "slow and not chaos" tests/running/test_four_ways.py tests/running/test_ranks.py \

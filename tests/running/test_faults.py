@@ -241,7 +241,7 @@ def test_a_worker_process_is_killed(tmp_path: Path, undisturbed: Place) -> None:
 
 
 @pytest.mark.slow
-def test_a_stopped_grid_goes_on(tmp_path: Path, undisturbed: Place) -> None:
+def test_a_stopped_grid_goes_on_and_a_second_driver_is_refused(tmp_path: Path, undisturbed: Place) -> None:
     place = Place(tmp_path)
     place.pace(1)
     driver = place.start()
@@ -252,17 +252,9 @@ def test_a_stopped_grid_goes_on(tmp_path: Path, undisturbed: Place) -> None:
     assert driver.returncode == 130
     assert {run["status"] for run in runs(place.results / "mlflow.db")} <= {"FINISHED", "KILLED"}
     place.nothing_runs()
-    place.pace(0)
-    place.run()
-    place.as_undisturbed(undisturbed)
 
-
-@pytest.mark.slow
-def test_a_second_driver_is_refused(tmp_path: Path, undisturbed: Place) -> None:
-    place = Place(tmp_path)
-    place.pace(0.5)
     driver = place.start()
-    until(place.committed, PATIENCE, "a commit")
+    until(partial(place.committed, 2), PATIENCE, "a commit of the second attempt")
     assert "grid faults is being run by another driver" in place.run(status=3)
     place.pace(0)
     shown = driver.communicate(timeout=PATIENCE)[0]
@@ -473,7 +465,7 @@ from pathlib import Path
 class Hogs(Method):
     def after_step(self, state):
         if not Path(__file__).with_name("tame").exists():
-            self.held = [np.ones(3 << 28)]  # 6 GiB at once
+            self.held = [np.ones(1 << 30)]  # 8 GiB at once
             time.sleep(600)
 """
 
@@ -485,11 +477,11 @@ def test_a_trial_that_ray_kills_for_memory(tmp_path: Path, undisturbed: Place) -
         tmp_path, GRID.replace("methods: [", "methods: [hogs + adamw, ").replace("seeds: 2", "seeds: 1"), SLOW + HOG
     )
     used = psutil.virtual_memory()
-    if used.available < 13 << 30:
-        pytest.skip("13 GiB of free memory are needed")
-    threshold = (used.total - used.available + (9 << 29)) / used.total  # 4.5 GiB: what runs beside it comes and goes
+    if used.available < 14 << 30:
+        pytest.skip("14 GiB of free memory are needed")
+    threshold = (used.total - used.available + (13 << 29)) / used.total  # 6.5 GiB: what runs beside it comes and goes
     environment = {"RAY_memory_usage_threshold": f"{threshold:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
-    driver = place.start("--set", "resources.memory=8GiB", **environment)
+    driver = place.start("--set", "resources.memory=9GiB", **environment)
     shown = driver.communicate(timeout=PATIENCE)[0]
     assert driver.returncode == 1, shown
     (hog,) = (t.hash for t in planned(place.grid, place.code).trials if t.method_label == "hogs + adamw")

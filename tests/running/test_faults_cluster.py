@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +26,8 @@ def node_of(place: Place, cluster: Machines) -> Any:
     return next((node for node in cluster.nodes if at_work & {process.pid for process in on_node(node)}), None)
 
 
-def test_a_worker_node_is_killed(tmp_path: Path, undisturbed: Place) -> None:  # noqa: F811
-    place = Place(tmp_path)
-    with machines(2) as cluster:
-        place.pace(0.3)
-        driver = place.start("--address", cluster.address)
-        until(place.committed, PATIENCE, "a commit")
-        cluster.remove(until(lambda: node_of(place, cluster), PATIENCE, "a node at work"))
-        place.pace(0)
-        shown = driver.communicate(timeout=PATIENCE)[0]
-        assert driver.returncode == 0, shown
-        place.nothing_runs()
-    place.as_undisturbed(undisturbed)
-
-
-def test_a_driver_beside_a_cluster_is_killed(tmp_path: Path, undisturbed: Place) -> None:  # noqa: F811
-    """The cluster lives on and must be rid of the grid; the next driver finds it so."""
+def test_a_driver_beside_a_cluster_is_killed_and_then_a_node(tmp_path: Path, undisturbed: Place) -> None:  # noqa: F811
+    """The cluster lives on and must be rid of the grid; the next driver finds it so, and goes on where a node dies under it."""
     place = Place(tmp_path)
     with machines(2) as cluster:
         place.pace(0.3)
@@ -50,8 +37,13 @@ def test_a_driver_beside_a_cluster_is_killed(tmp_path: Path, undisturbed: Place)
         driver.kill()
         driver.communicate()
         place.nothing_runs()
+
+        driver = place.start("--address", cluster.address)
+        until(partial(place.committed, 2), PATIENCE, "a commit of the second attempt")
+        cluster.remove(until(lambda: node_of(place, cluster), PATIENCE, "a node at work"))
         place.pace(0)
-        place.run("--address", cluster.address)
+        shown = driver.communicate(timeout=PATIENCE)[0]
+        assert driver.returncode == 0, shown
         place.nothing_runs()
     place.as_undisturbed(undisturbed)
 
