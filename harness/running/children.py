@@ -158,7 +158,8 @@ class WarmHandle:
         """Lets a running trial commit and stop, and ends the warm process."""
         deadline = time.monotonic() + wait
         with contextlib.suppress(WarmDied, OSError):  # it is gone
-            self._channel.shutdown(socket.SHUT_WR)
+            self._send(stop=True)
+            self._channel.shutdown(socket.SHUT_WR)  # it looks at its socket, not at what it has read of it
             while (left := deadline - time.monotonic()) > 0:
                 self.events(left)
             if self._pid is not None:

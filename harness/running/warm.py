@@ -52,7 +52,8 @@ class Warm:
     """The warm process.
 
     Args:
-        channel: the socket to the worker; when it closes its side, the child is stopped and the process ends.
+        channel: the socket to the worker. Where that says `stop`, the child is asked to commit and stop; where it goes away, the
+            child is killed. Then this process ends.
         settings: `results` and `commit_every`.
         registry: what is registered, imported.
     """
@@ -69,7 +70,7 @@ class Warm:
     def serve(self) -> None:
         """Runs orders until the worker goes away."""
         self.say(event="ready", pid=os.getpid())
-        while (message := self.hear()) is not None:
+        while (message := self.hear()) and "orders" in message:
             orders = [UnitTrial(**order) for order in message["orders"]]
             seat = Seat(**message["seat"]) if message["seat"] else None
             self.run(orders, Limits(**message["limits"]), seat)
@@ -77,7 +78,7 @@ class Warm:
                 return
 
     def hear(self) -> dict[str, Any] | None:
-        """The worker's next order; None once it wants no more, or is gone."""
+        """The worker's next message, an order or `stop`; None once it is gone."""
         while b"\n" not in self.buffer:
             with contextlib.suppress(ConnectionResetError):
                 if data := self.channel.recv(65536):
@@ -154,9 +155,13 @@ class Warm:
                     os.close(fd)
                 return cause
             now = time.monotonic()
-            if heard and heard[0] in readable and self.hear() is None:
+            if heard and heard[0] in readable:
                 self.stopping = now
-                _kill(pid, signal.SIGTERM)
+                if (
+                    self.hear() is None
+                ):  # as where Ray has killed the worker for its memory: the child must not keep that
+                    cause = "stopped"
+                _kill(pid, signal.SIGKILL if cause else signal.SIGTERM)
             if cause is None:
                 used = _memory([process]) + descendants
                 cause = self._limit(now, deadline, used, limits.memory or math.inf)
