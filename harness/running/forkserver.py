@@ -92,10 +92,10 @@ def _start(address: Path, settings: dict[str, Any], environment: dict[str, str])
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(address))
         listener.listen(socket.SOMAXCONN)
-        command = [sys.executable, "-m", "harness.running.forkserver", str(listener.fileno()), json.dumps(settings)]
-        subprocess.run(
-            command, pass_fds=[listener.fileno()], stdin=subprocess.DEVNULL, env=environment, check=True
-        )  # it goes on in the background: Ray kills the children of a worker that ends
+        descriptor = listener.fileno()
+        command = [sys.executable, "-m", "harness.running.forkserver", str(descriptor), json.dumps(settings)]
+        # It returns at once and goes on in the background: Ray kills the children of a worker that ends.
+        subprocess.run(command, pass_fds=[descriptor], stdin=subprocess.DEVNULL, env=environment, check=True)
 
 
 class ForkServer:
@@ -163,9 +163,7 @@ class ForkServer:
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(
-                0
-            )  # nothing is left to clean up, and libraries complain about objects that a frozen collector kept
+            os._exit(0)  # as in `main`
 
 
 def _imported(settings: dict[str, Any]) -> Registry:
@@ -195,7 +193,7 @@ def main() -> None:
     settings = json.loads(sys.argv[2])
     with socket.socket(fileno=int(sys.argv[1])) as listener:
         ForkServer(listener, settings, _imported(settings)).serve()
-    os._exit(0)  # as above
+    os._exit(0)  # nothing is left to clean up, and libraries complain about objects that a frozen collector kept
 
 
 if __name__ == "__main__":

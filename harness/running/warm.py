@@ -157,9 +157,7 @@ class Warm:
             now = time.monotonic()
             if heard and heard[0] in readable:
                 self.stopping = now
-                if (
-                    self.hear() is None
-                ):  # as where Ray has killed the worker for its memory: the child must not keep that
+                if self.hear() is None:  # Ray may have killed the worker for its memory: the child must not keep that
                     cause = "stopped"
                 _kill(pid, signal.SIGKILL if cause else signal.SIGTERM)
             if cause is None:
