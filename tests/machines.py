@@ -167,8 +167,12 @@ def descended(mark: str) -> list[psutil.Process]:
 
 def on_node(node: Any) -> list[psutil.Process]:
     """Ray's workers on a node of these clusters, and what they have started. It has left their tree where it is a server."""
-    raylet = node.all_processes["raylet"][0].process.pid
-    return _found(lambda process: process.environ().get("RAY_RAYLET_PID") == str(raylet))
+    return _found(lambda process: process.environ().get("RAY_RAYLET_PID") == raylet(node))
+
+
+def raylet(node: Any) -> str:
+    """The process id of a node's own, which all that runs there has in its environment as `RAY_RAYLET_PID`."""
+    return str(node.all_processes["raylet"][0].process.pid)
 
 
 def _found(holds: Callable[[psutil.Process], bool]) -> list[psutil.Process]:

@@ -8,7 +8,6 @@ import os
 import re
 import select
 import signal
-import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -159,7 +158,6 @@ class WarmHandle:
         deadline = time.monotonic() + wait
         with contextlib.suppress(WarmDied, OSError):  # it is gone
             self._send(stop=True)
-            self._channel.shutdown(socket.SHUT_WR)  # it looks at its socket, not at what it has read of it
             while (left := deadline - time.monotonic()) > 0:
                 self.events(left)
             if self._pid is not None:

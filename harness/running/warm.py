@@ -150,12 +150,15 @@ class Warm:
         while True:
             heard = [] if self.stopping is not None else [self.channel.fileno()]
             readable, _, _ = select.select([*pidfds, *heard], [], [], 0.05)
+            spoken = bool(heard) and (
+                heard[0] in readable or b"\n" in self.buffer
+            )  # `stop` may have come with the order
             if any(fd in readable for fd in pidfds) or (not pidfds and process.status() == psutil.STATUS_ZOMBIE):
                 for fd in pidfds:
                     os.close(fd)
                 return cause
             now = time.monotonic()
-            if heard and heard[0] in readable:
+            if spoken:
                 self.stopping = now
                 if self.hear() is None:  # Ray may have killed the worker for its memory: the child must not keep that
                     cause = "stopped"

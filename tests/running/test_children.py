@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -425,6 +426,22 @@ def test_a_worker_reports_twice_a_second_whatever_a_trial_records(plugins: Regis
     assert reports <= 2 * took + 2, "and two more: that its process is ready, and the end"
 
 
+def test_a_stop_that_comes_with_the_order(plugins: Registry, place: Path, tmp_path: Path) -> None:
+    """In one breath, so that the warm process reads both at once: the trial is not left to run."""
+    spec = short_spec(plugins, "digits/mlp", [Part("slow"), Part("adamw")], steps=40)
+    warm = WarmHandle(tmp_path, plugins.plugins, LIMITS)
+    pid = warm.pid
+    (place / "pace").write_text("0.5")
+    process = psutil.Process(pid)
+    process.suspend()
+    warm.start([unit_trial(plugins, spec)])
+    threading.Timer(0.5, process.resume).start()
+    warm.stop(wait=PATIENCE)
+    (place / "pace").unlink()
+    until(lambda: not psutil.pid_exists(pid), 5, "its end")
+    assert TrialRecords(tmp_path, spec.hash).result() is None
+
+
 def test_a_stack_stops_and_goes_on(plugins: Registry, tmp_path: Path) -> None:
     registry = Registry([plugin(tmp_path, SLOW)])
     spec = short_spec(registry, "digits/mlp", [Part("adamw"), Part("slower")], steps=40)
@@ -452,6 +469,7 @@ def test_a_stack_stops_and_goes_on(plugins: Registry, tmp_path: Path) -> None:
 
 
 SLOW = """
+import threading
 import time
 from pathlib import Path
 

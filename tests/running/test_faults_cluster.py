@@ -5,15 +5,15 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from machines import PATIENCE, Machines, machines, mounts_alone, on_node, processes, token, until
-from running.test_faults import GRID, Place, first_pass, undisturbed  # noqa: F401  # a fixture
+from machines import PATIENCE, Machines, machines, mounts_alone, processes, raylet, token, until
+from running.test_faults import GRID, Place, first_pass, undisturbed, worker_processes  # noqa: F401  # a fixture
 
 from harness.recording.results import Results
 
@@ -22,8 +22,10 @@ pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
 def node_of(place: Place, cluster: Machines) -> Any:
     """A worker node that is at a trial of this grid."""
-    at_work = {process.pid for process in processes(str(place.results))}
-    return next((node for node in cluster.nodes if at_work & {process.pid for process in on_node(node)}), None)
+    with suppress(psutil.NoSuchProcess):
+        at_work = {process.environ().get("RAY_RAYLET_PID") for process in worker_processes(place, "trial")}
+        return next((node for node in cluster.nodes if raylet(node) in at_work), None)
+    return None
 
 
 def test_a_driver_beside_a_cluster_is_killed_and_then_a_node(tmp_path: Path, undisturbed: Place) -> None:  # noqa: F811
