@@ -85,6 +85,7 @@ def blank(width: float = WIDTH, height: float = HEIGHT, left: float = 0.13) -> t
     figure.patch.set_visible(False)
     axes.grid(True, color=INK, alpha=0.12, linewidth=0.5)
     axes.set_axisbelow(True)
+    axes.tick_params(bottom=False, left=False)  # the grid is there
     axes.locator_params(nbins=5)
     return figure, axes
 
@@ -96,7 +97,13 @@ def canvas(width: float = WIDTH, height: float = HEIGHT, left: float = 0.13) -> 
         yield blank(width, height, left)
 
 
-_sheet = functools.cache(blank)
+@functools.cache
+def _sheet() -> tuple[Canvas, Axes]:
+    figure, axes = blank()
+    # Labels where there is always room: to find out how wide the ticks' are takes as long as drawing those.
+    axes.xaxis.set_label_coords(0.555, 0.075, transform=figure.transFigure)
+    axes.yaxis.set_label_coords(0.035, 0.565, transform=figure.transFigure)
+    return figure, axes
 
 
 @contextmanager

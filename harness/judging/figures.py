@@ -6,7 +6,7 @@ import base64
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -109,12 +109,16 @@ def scale(axes: Axes, values: Sequence[float], which: str, bounds: Sequence[floa
 
 def curves(lines: Sequence[Line], labels: tuple[str, str], title: str, text: str, key: str) -> str:
     """Lines with their bands; the axes follow the lines, not the bands."""
+    from matplotlib.collections import PolyCollection
+
     with sheet() as (figure, axes):
         axes.autoscale(False)  # the limits are looked for once, not anew for each line
+        bands = [(band, COLOURS[line.colour % SERIES]) for line in lines for band in _bands(line)]
+        if bands:
+            areas, colours = zip(*bands, strict=True)
+            axes.add_collection(PolyCollection(areas, facecolors=colours, edgecolors="none", alpha=0.16))
         for line in lines:
             colour = COLOURS[line.colour % SERIES]
-            if len(line.low):
-                axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.16, linewidth=0)
             marker = MARKERS[line.colour % SERIES] if len(line.x) < 12 else ""
             dashes = DASHES[line.colour % SERIES]
             axes.plot(line.x, line.y, color=colour, linewidth=1.4, linestyle=dashes, marker=marker, markersize=3)
@@ -123,6 +127,16 @@ def curves(lines: Sequence[Line], labels: tuple[str, str], title: str, text: str
         axes.set_xlabel(labels[0])
         axes.set_ylabel(plain(labels[1]))
         return svg(figure, title, text, key)
+
+
+def _bands(line: Line) -> Iterator[NDArray[np.float64]]:
+    """The areas between a line's bounds as polygons, (points, 2) each: one for each stretch on which both are known."""
+    if not len(line.low):
+        return
+    x, low, high = (np.asarray(values, dtype=np.float64) for values in (line.x, line.low, line.high))
+    for stretch in np.ma.clump_unmasked(np.ma.masked_invalid(low + high)):
+        there = np.column_stack([x[stretch], low[stretch]])
+        yield np.concatenate([there, np.column_stack([x[stretch], high[stretch]])[::-1]])
 
 
 def sensitivity(lines: Sequence[Line], labels: tuple[str, str], names: Sequence[str], text: str, key: str) -> str:

@@ -25,7 +25,7 @@ from rich.console import Console
 from scipy import stats
 
 from harness.judging import drawing
-from harness.judging.figures import Figure, Line, csv_text, curves, harmless
+from harness.judging.figures import Figure, Line, _bands, csv_text, curves, harmless
 from harness.judging.report import html, markdown, parquet, screening, write_report
 from harness.judging.report_curves import curve, seed_tracks
 from harness.judging.report_data import Findings, gather, number, trial_table
@@ -517,6 +517,21 @@ def test_a_curve_has_nothing_of_the_one_before() -> None:
     for order in permutations(drawn):
         drawing._sheet.cache_clear()
         assert {name: draw(name) for name in order} == alone
+
+
+def test_a_band_has_a_gap_where_it_is_not_known() -> None:
+    """As matplotlib's own `fill_between` draws it, here as one collection for all lines."""
+    from matplotlib.figure import Figure as Canvas
+
+    nan, x = math.nan, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    line = Line("a", x, x, [0.0, 1.0, nan, 3.0, 4.0, 5.0], [1.0, 2.0, 3.0, 5.0, 6.0, nan])
+    axes = Canvas().add_axes((0, 0, 1, 1))
+    theirs = [set(map(tuple, path.vertices)) for path in axes.fill_between(x, line.low, line.high).get_paths()]
+    assert [set(map(tuple, band)) for band in _bands(line)] == theirs
+    assert len(theirs) == 2
+    assert not list(_bands(Line("b", x, x)))
+    assert not list(_bands(Line("c", [0.0], [0.0], [nan], [nan])))
+    assert curves([line, line], ("x", "y"), "t", "d", "k").count('class="f0"') == 4
 
 
 def test_a_figure_takes_its_colours_from_the_page() -> None:
