@@ -213,6 +213,8 @@ def gc(
     from harness.showing import rubbish
 
     memory = open_results(results)
+    if not results.is_dir():
+        raise fail(f"--results: found {str(results)!r}, which does not exist, allowed: a folder with results", 2)
     try:
         found = garbage(memory, everything)
     except RecordsError as error:

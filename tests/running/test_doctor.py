@@ -265,5 +265,7 @@ def test_gpus_are_those_that_the_driver_lists(tmp_path: Path, monkeypatch: pytes
     assert nodes.answer(str(tmp_path / "marker"), False).gpus == 2
 
 
-def test_gc_of_an_empty_folder(tmp_path: Path) -> None:
+def test_gc_of_an_empty_folder_and_of_none(tmp_path: Path) -> None:
     assert "everything there is needed" in " ".join(harness("gc", "--results", tmp_path).split())
+    told = harness("gc", "--results", tmp_path / "resluts", status=2)
+    assert "resluts', which does not exist, allowed: a folder with results" in told
