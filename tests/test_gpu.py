@@ -63,6 +63,18 @@ class Grabs(Method):
 '''
 
 
+ASKING = """
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+@register_method("asks")
+class Asks(Method):
+    def after_step(self, state):
+        assert DEVICE == next(state.model.parameters()).device.type == "cuda"
+"""
+
+
 @pytest.mark.parametrize("item", ITEMS, ids=lambda item: f"{item.kind} {item.name}")
 def test_conformance(item: Item, registry: Registry) -> None:
     conforms(item, registry, "cuda")
@@ -139,6 +151,13 @@ def test_a_share_limits_the_memory_of_a_trial_and_of_no_neighbour(shared: Path) 
     assert [(result.status, result.steps) for result in ended] == [(Status.OUT_OF_MEMORY, 1)] * 3
     for result in ended:
         assert re.fullmatch(r"OutOfMemoryError: CUDA out of memory. Tried to .+; [\d.]+ GiB allowed", result.reason)
+
+
+def test_a_plugin_may_ask_for_a_gpu_at_its_import(tmp_path: Path) -> None:
+    """Many do. CUDA itself, asked there, would work in no process that is forked after it, which is every trial's."""
+    text = "name: asking\ntasks: [digits/mlp]\nmethods: [asks + adamw]\nseeds: 1\nresources: {gpus: 1}\n"
+    grid = write_grid(tmp_path, text + "recipes: [{set: {steps: 20}}]\n")
+    harness("run", grid, "--plugin", plugin(tmp_path, ASKING), "--results", tmp_path / "results")
 
 
 def test_a_trial_that_asked_for_none_sees_no_gpu(tmp_path: Path) -> None:

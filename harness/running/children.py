@@ -32,6 +32,11 @@ Nor do those whose value holds an address with a password, such as that of a dat
 """
 
 
+UNTOUCHED_CUDA = "PYTORCH_NVML_BASED_CUDA_CHECK", "1"
+"""Torch asks the driver's library whether there is a GPU. It would ask CUDA, which works in no process forked after that, and a
+plugin may well want to know at its import."""
+
+
 class WarmDied(RuntimeError):
     """The warm process is gone: infrastructure trouble, so the unit is tried again."""
 
@@ -44,7 +49,7 @@ def child_environment(resources: Resources) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in secret}
     kept |= thread_variables(resources.threads)
     if resources.gpus:
-        kept |= dict([REPEATABLE_CUBLAS])
+        kept |= dict([REPEATABLE_CUBLAS, UNTOUCHED_CUDA])
     else:
         kept["CUDA_VISIBLE_DEVICES"] = ""
     return kept
