@@ -89,7 +89,9 @@ def describe(
                 told |= {verdict.detail} - {""}
                 done, failures = done + 1, failures + (not verdict.ok)
             if failures:
-                raise fail(f"{name}: {failures} of {done} checks failed; what each compares: docs/add-a-method.md", 1)
+                raise fail(
+                    f"{name}: {failures} of {done} checks failed; what each compares: docs/add-a-{item.kind}.md", 1
+                )
             out.print(f"{name}: all {done} checks passed")
 
 

@@ -177,7 +177,7 @@ class Interaction(Claim):
 
 @register_claim("contrast")
 class FactorContrast(Claim):
-    """The mean over some cells is better than the mean over others (the rest, unless named), on every task."""
+    """The mean over some cells is better than the mean over the others that `against` matches, on every task."""
 
     contrast: tuple[str, ...] = ()
     against: tuple[str, ...] = ()

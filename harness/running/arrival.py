@@ -97,7 +97,7 @@ def _trouble(answer: Answer, order: Order, marked: Path) -> str:
         return f"does not see {order.results} as the head does; give --results a folder that all nodes share"
     if answer.unwritable or not (marked.parent / answer.left).exists():
         return f"cannot write to {order.results} where the head reads it ({answer.unwritable or 'nothing arrives'})"
-    return ""
+    return answer.unsafe
 
 
 def _make_results(folder: str) -> None:

@@ -200,6 +200,8 @@ def _lacks(answer: Answer, results: Results, arrived: bool) -> Iterator[Trouble]
     elif answer.unwritable or not arrived:
         why = answer.unwritable or "what it writes does not arrive here"
         yield "wrong", f"cannot write to {results.folder} ({why})", "mount it there for writing, for the same user"
+    if answer.unsafe:
+        yield "wrong", answer.unsafe, "trials get their processes through it"
 
 
 def _gpus_there(listed: int, usable: int, given: int) -> Iterator[Trouble]:

@@ -24,6 +24,7 @@ from harness.recording.grids import Submission, open_submission, submissions, sy
 from harness.recording.records import Locked, RecordsError, Result, Status
 from harness.recording.results import Results
 from harness.recording.writer import patience
+from harness.running.forkserver import socket_folder
 from harness.running.metrics import Metrics
 from harness.running.progress import Cell, Progress
 from harness.running.scheduling import (
@@ -117,6 +118,8 @@ class Run:
         self.console.print(
             f"{len(waiting)} of {amount(len(self.plan.trials), 'trial')} to run; starting Ray …", highlight=False
         )
+        if self.options.address is None:  # other nodes are asked when a grid arrives there, and by `harness doctor`
+            _check_socket_folder()
         with cluster(self.options.address, self.options.cpus) as ray:
             told = ray.nodes()
             check_feasible([trial.resources for trial in waiting], told, self.options.node_types)
@@ -230,6 +233,14 @@ class Run:
                 writer.wait()
                 again = sync_command(self.plan.name, self.results.folder, self.options.tracking)
                 self.console.print(f"MLflow: the writer hangs and was ended. Next: {again}", soft_wrap=True)
+
+
+def _check_socket_folder() -> None:
+    """Refuses a place in which trials would get no process: each would be lost, and none could say why."""
+    try:
+        socket_folder()
+    except OSError as error:
+        raise Infrastructure(str(error)) from error
 
 
 def unit_of(

@@ -34,7 +34,10 @@ SILENT = 10.0
 """Seconds that a worker has to say where to print, once it has connected: it does so at once."""
 
 LONGEST = 64
-"""Characters of the folder for temporary files; the address of a socket has 104 on some systems."""
+"""Bytes of the folder for temporary files; the address of a socket has 104 on some systems."""
+
+IMPORTS = 600
+"""Seconds that importing may take: a plugin that waits for something at its import would keep server and workers for ever."""
 
 
 def warm_process(settings: dict[str, Any], environment: dict[str, str]) -> socket.socket:
@@ -48,7 +51,7 @@ def warm_process(settings: dict[str, Any], environment: dict[str, str]) -> socke
         OSError: if there is no safe place for the server's socket.
     """
     alike = json.dumps([sys.executable, str(Path.cwd()), _driver(), settings, environment], sort_keys=True)
-    folder = _folder()
+    folder = socket_folder()
     address = folder / hashlib.sha256(alike.encode()).hexdigest()[:16]
     channel = socket.socket(socket.AF_UNIX)
     with FileLock(folder / "lock"):
@@ -71,14 +74,14 @@ def _driver() -> str:
     return f"{context.get_job_id()} {context.get_node_id()}"
 
 
-def _folder() -> Path:
-    """Where this user's servers listen.
+def socket_folder() -> Path:
+    """Where this user's servers listen on this machine.
 
     Raises:
         PermissionError: if another user has made it or may write to it.
     """
     temporary = tempfile.gettempdir()
-    folder = Path(temporary if len(temporary) <= LONGEST else "/tmp") / f"harness-{os.getuid()}"
+    folder = Path(temporary if len(os.fsencode(temporary)) <= LONGEST else "/tmp") / f"harness-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
@@ -88,7 +91,7 @@ def _folder() -> Path:
 
 def _start(address: Path, settings: dict[str, Any], environment: dict[str, str]) -> None:
     """Starts a server. Whoever connects before it has imported everything waits in line."""
-    address.unlink(missing_ok=True)
+    _clear(address.parent)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(address))
         listener.listen(socket.SOMAXCONN)
@@ -96,6 +99,19 @@ def _start(address: Path, settings: dict[str, Any], environment: dict[str, str])
         command = [sys.executable, "-m", "harness.running.forkserver", str(descriptor), json.dumps(settings)]
         # It returns at once and goes on in the background: Ray kills the children of a worker that ends.
         subprocess.run(command, pass_fds=[descriptor], stdin=subprocess.DEVNULL, env=environment, check=True)
+
+
+def _clear(folder: Path) -> None:
+    """Takes away the addresses at which nobody listens any more: servers that were killed have left them."""
+    for address in (path for path in folder.iterdir() if path.name != "lock"):
+        with socket.socket(socket.AF_UNIX) as caller:
+            caller.setblocking(False)
+            try:
+                caller.connect(str(address))
+            except ConnectionRefusedError:
+                address.unlink(missing_ok=True)
+            except OSError:
+                continue  # so many workers wait there that it takes no more
 
 
 class ForkServer:
@@ -128,6 +144,8 @@ class ForkServer:
     def _leave(self) -> bool:
         """Takes the address away, unless a worker has connected: they do so under the same lock, and none is turned away."""
         address = Path(self.listener.getsockname())
+        if not address.exists():  # the folder was cleared away, and the lock would make it again, for others to open
+            return not self._asked(0.0)
         with FileLock(address.with_name("lock")):
             if self._asked(0.0):
                 return False
@@ -173,6 +191,7 @@ def _imported(settings: dict[str, Any]) -> Registry:
     from harness.recording.environment import environment
     from harness.registry import Registry
     from harness.running import warm  # noqa: F401  # the warm processes' own
+    from harness.training import federation, loop, ranks, together, trial  # noqa: F401  # a trial's: all of them run the same
 
     registry = Registry(settings["plugins"])
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -192,7 +211,10 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     settings = json.loads(sys.argv[2])
     with socket.socket(fileno=int(sys.argv[1])) as listener:
-        ForkServer(listener, settings, _imported(settings)).serve()
+        signal.alarm(IMPORTS)
+        registry = _imported(settings)
+        signal.alarm(0)
+        ForkServer(listener, settings, registry).serve()
     os._exit(0)  # nothing is left to clean up, and libraries complain about objects that a frozen collector kept
 
 

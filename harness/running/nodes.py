@@ -49,6 +49,8 @@ class Answer:
     """Why it could leave none; empty if it could."""
     code: str
     """The digest of the package that it runs, if it was asked for."""
+    unsafe: str
+    """Why trials can get no process there; empty if they can."""
 
 
 def versions() -> dict[str, str]:
@@ -118,14 +120,19 @@ def on(ray: Any, node: dict[str, Any], function: Callable[..., T], *arguments: A
 
 def answer(marked: str, with_code: bool) -> Answer:
     """What this process finds on its node."""
+    from harness.running.forkserver import socket_folder
     from harness.running.staging import digest
 
-    path, unwritable = Path(marked), ""
+    path, unwritable, unsafe = Path(marked), "", ""
     own = path.with_name(f"{path.name}-{uuid.uuid4().hex}")
     try:
         own.write_text("there")
     except OSError as error:
         unwritable = str(error)
+    try:
+        socket_folder()
+    except OSError as error:
+        unsafe = str(error)
     return Answer(
         host=socket.gethostname(),
         versions=versions(),
@@ -137,6 +144,7 @@ def answer(marked: str, with_code: bool) -> Answer:
         left=own.name,
         unwritable=unwritable,
         code=digest(sources.PROJECT) if with_code else "",
+        unsafe=unsafe,
     )
 
 

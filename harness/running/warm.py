@@ -191,8 +191,8 @@ def _ending(waited: int, cause: str | None, ending: str, asked: bool) -> tuple[S
         return Status.LOST, "another of its ranks was ended"
     if ending == "interrupted" and not asked:
         return Status.LOST, "its process was asked to end by SIGTERM"
-    if cause == "stopped" or ending:
-        return None, ending or "interrupted"
+    if cause == "stopped" or ending or (asked and os.WIFSIGNALED(waited) and os.WTERMSIG(waited) == signal.SIGTERM):
+        return None, ending or "interrupted"  # the signal may come before the child listens to it
     if os.WIFSIGNALED(waited):
         number = signal.Signals(os.WTERMSIG(waited))
         status = Status.LOST if number in OUTSIDE else Status.FAILED

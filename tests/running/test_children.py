@@ -41,7 +41,7 @@ from harness.running.children import (
     usable,
 )
 from harness.running.units import Unit, UnitTrial
-from harness.running.warm import Limits, Warm, _kill
+from harness.running.warm import Limits, Warm, _ending, _kill
 
 pytestmark = pytest.mark.chaos
 
@@ -440,6 +440,13 @@ def test_a_stop_that_comes_with_the_order(plugins: Registry, place: Path, tmp_pa
     (place / "pace").unlink()
     until(lambda: not psutil.pid_exists(pid), 5, "its end")
     assert TrialRecords(tmp_path, spec.hash).result() is None
+
+
+def test_a_stop_may_come_before_the_child_listens_to_it() -> None:
+    """As where it starts CUDA for its share of a GPU first. Whoever else ends it so early makes it a lost one."""
+    assert _ending(signal.SIGTERM, None, "", True) == (None, "interrupted")
+    assert _ending(signal.SIGTERM, None, "", False) == (Status.LOST, "its process was ended by SIGTERM")
+    assert _ending(signal.SIGSEGV, None, "", True) == (Status.FAILED, "its process was ended by SIGSEGV")
 
 
 def test_a_stack_stops_and_goes_on(plugins: Registry, tmp_path: Path) -> None:

@@ -2,14 +2,17 @@
 
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 from machines import PATIENCE, until
-from support import plugin, run, timeless
+from support import harness, plugin, run, timeless, write_grid
 
 from harness.conformance import short_spec
 from harness.identity import Part, code_digest
@@ -19,11 +22,13 @@ from harness.resources import Resources
 from harness.running import forkserver
 from harness.running.children import WarmHandle
 from harness.running.forkserver import ForkServer, warm_process
+from harness.running.nodes import answer
 from harness.running.units import UnitTrial
 
 PRINTS = """
-import os
+import os, sys
 os.write(2, b"imported\\n")
+assert "harness.training.trial" in sys.modules, "what trains is imported once, before anything of an author's"
 
 @register_method("prints")
 class Prints(Method):
@@ -31,9 +36,13 @@ class Prints(Method):
 """
 
 
+GRID = "name: demo\ntasks: [digits/mlp]\nmethods: [adamw]\nseeds: 1\n"
+
+
 @pytest.fixture
-def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def temporary(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A short folder for temporary files: sockets have short names."""
+    tmp_path_factory.getbasetemp()  # pytest's own lie elsewhere, whichever test comes first
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         monkeypatch.setattr(tempfile, "tempdir", folder)
         yield Path(folder)
@@ -118,8 +127,58 @@ def test_a_server_does_not_leave_a_worker_that_has_just_come(registry: Registry,
         assert not (temporary / "server").exists()
 
 
-def test_a_folder_that_others_can_open_is_refused(place: Path) -> None:
+def test_a_server_whose_folder_is_gone_makes_no_other(registry: Registry, place: Path) -> None:
+    """The lock would, open to others, and every later grid would be refused there."""
+    place.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(place / "server"))
+        listener.listen()
+        (place / "server").unlink()
+        place.rmdir()
+        assert ForkServer(listener, {}, registry)._leave()
+    assert not place.exists()
+
+
+def test_addresses_of_servers_that_were_killed_are_cleared_away(place: Path, tmp_path: Path) -> None:
+    """Those under which another one listens, or waits to, stay."""
+    place.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(place / "dead"))
+        dead.listen()
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as waiting:
+        busy.bind(str(place / "busy"))
+        busy.listen(0)
+        waiting.connect(str(place / "busy"))
+        handle = WarmHandle(tmp_path, [], Resources())
+        assert {"busy", "lock"} < {path.name for path in place.iterdir()}
+        assert not (place / "dead").exists()
+        assert handle.pid
+        handle.stop()
+
+
+def test_an_import_that_hangs_does_not_keep_a_server_for_ever(temporary: Path) -> None:
+    hangs = "import sys, time; from harness.running import forkserver as f; f.IMPORTS = 1; f._imported = time.sleep; f.main()"
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as worker:
+        listener.bind(str(temporary / "server"))
+        listener.listen()
+        worker.connect(str(temporary / "server"))
+        command = [sys.executable, "-c", hangs, str(listener.fileno()), "600"]
+        subprocess.run(command, pass_fds=[listener.fileno()], check=True)
+        listener.close()
+        worker.settimeout(PATIENCE)
+        with suppress(ConnectionResetError):
+            assert worker.recv(100) == b""
+
+
+def test_a_folder_that_others_can_open_is_refused(place: Path, tmp_path: Path) -> None:
     place.mkdir(mode=0o755)
+    told = harness(
+        "run", write_grid(tmp_path, GRID), "--results", tmp_path / "results", status=3, TMPDIR=str(place.parent)
+    )
+    assert f"{place}: must be a folder that its owner alone can open; remove it, or set TMPDIR" in " ".join(
+        told.split()
+    )
+    assert "must be a folder" in answer(str(tmp_path / "marker"), False).unsafe
     with pytest.raises(PermissionError, match=f"{place}: must be a folder that its owner alone can open"):
         warm_process({}, {})
     place.rmdir()
@@ -130,4 +189,6 @@ def test_a_folder_that_others_can_open_is_refused(place: Path) -> None:
 
 def test_a_long_folder_for_temporary_files_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("x" * 100)))
-    assert forkserver._folder() == Path(f"/tmp/harness-{os.getuid()}")
+    assert forkserver.socket_folder() == Path(f"/tmp/harness-{os.getuid()}")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path.root + "é" * (forkserver.LONGEST - 1)))
+    assert forkserver.socket_folder() == Path(f"/tmp/harness-{os.getuid()}")
