@@ -171,6 +171,8 @@ class Store:
                 _do_not_wait_for_the_disk()
             folder = None if scheme.startswith("http") else artifacts / experiment
             with FileLock(artifacts.with_name("mlflow.lock")):  # MLflow makes its tables without asking who else does
+                if scheme == "sqlite":
+                    _make(uri)
                 self._client = MlflowClient(uri)
                 self._experiment = self._open(experiment, folder, own)
         self._bulk = _Bulk(uri, own) if scheme == "sqlite" else None
@@ -317,6 +319,27 @@ def _check_own(database: Path) -> None:
             return
         except sqlite3.DatabaseError as error:
             raise Unavailable(f"{database}: {error}; delete it, and harness sync builds it anew") from error
+
+
+def _make(uri: str) -> None:
+    """Makes an SQLite database with MLflow's tables, whole or not at all.
+
+    MLflow takes some seconds for them, one change after another. Where that was cut short, by a full disk or a SIGKILL, it begins
+    again, fails at what is there already, and never opens that database.
+    """
+    from sqlalchemy import make_url
+
+    database = Path(make_url(uri).database or "")
+    if database.exists():
+        return
+    for left in database.parent.glob(f".{database.name}-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(
+        prefix=f".{database.name}-", dir=database.parent, ignore_cleanup_errors=True
+    ) as place:
+        made = Path(place) / database.name
+        reachable(f"sqlite:///{made}")
+        made.replace(database)
 
 
 def _do_not_wait_for_the_disk() -> None:

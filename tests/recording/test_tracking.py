@@ -565,6 +565,31 @@ def test_a_damaged_database_is_told_at_once(memory: Results, monkeypatch: pytest
     assert sync(memory, "demo").pending == 0
 
 
+@pytest.mark.chaos
+@pytest.mark.parametrize("place", ["mlflow.db", "elsewhere.db"])
+def test_a_database_whose_making_was_cut_short_is_made_anew(
+    place: str, memory: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a full disk, or with its process by SIGKILL: MLflow by itself could never open such a database again."""
+    import mlflow.store.db.utils
+    from sqlalchemy.exc import OperationalError
+
+    def full(engine: Any) -> None:
+        raise OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full"))
+
+    uri = None if place == "mlflow.db" else f"sqlite:///{memory.folder / place}"
+    (memory.folder / "mlflow.db").unlink()
+    submit(memory, [spec()])
+    (memory.folder / f".{place}-killed").mkdir()
+    monkeypatch.setattr(mlflow.store.db.utils, "_upgrade_db", full)
+    with pytest.raises(TrackingError, match="disk is full"):
+        sync(memory, "demo", uri)
+    assert not (memory.folder / place).exists()
+    monkeypatch.undo()
+    assert sync(memory, "demo", uri).pending == 0
+    assert not list(memory.folder.glob(f".{place}*"))
+
+
 @pytest.mark.parametrize("name", ["submissions/0001/plan.json", "submissions/0001/submission.json", "verdicts.json"])
 def test_a_damaged_grid_is_told_in_one_line(memory: Results, name: str) -> None:
     submit(memory, [spec()])
