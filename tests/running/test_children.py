@@ -43,8 +43,6 @@ from harness.running.children import (
 from harness.running.units import Unit, UnitTrial
 from harness.running.warm import Limits, Warm, _ending, _kill
 
-pytestmark = pytest.mark.chaos
-
 LIMITS = Resources(memory=1 << 30, time=120.0)
 
 
@@ -84,6 +82,7 @@ def finish(warm: WarmHandle, registry: Registry, spec: TrialSpec, place: Path) -
     return TrialRecords(place / "results", spec.hash).result()
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize(
     ("method", "status", "reason"),
     [
@@ -103,6 +102,7 @@ def test_every_end_has_a_status(
     assert (ended.status, ended.reason) == (status, reason)
 
 
+@pytest.mark.chaos
 def test_what_hangs_runs_out_of_time(plugins: Registry, tmp_path: Path) -> None:
     impatient = WarmHandle(tmp_path / "results", plugins.plugins, Resources(time=2.0))
     ended = finish(impatient, plugins, short_spec(plugins, "digits/mlp", [Part("hangs")]), tmp_path)
@@ -138,6 +138,7 @@ def test_records_that_are_of_no_use_are_named(warm: WarmHandle, plugins: Registr
     assert str(event["reason"]).endswith("and the next run computes this trial anew")
 
 
+@pytest.mark.chaos
 def test_a_log_that_cannot_be_opened_is_no_failure_of_the_trial(
     plugins: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +163,7 @@ def child_of(warm: WarmHandle) -> psutil.Process:
     raise AssertionError("no child")
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_ended_from_outside_is_lost(warm: WarmHandle, plugins: Registry, place: Path, number: signal.Signals) -> None:
     """So it is taken up again: a stop is what the worker asks for, whatever else asks its process to end."""
@@ -174,6 +176,7 @@ def test_ended_from_outside_is_lost(warm: WarmHandle, plugins: Registry, place: 
     assert (ended["status"], number.name in str(ended["reason"])) == ("lost", True)
 
 
+@pytest.mark.chaos
 def test_a_process_that_wakes_up_after_another_has_taken_over(plugins: Registry, place: Path, tmp_path: Path) -> None:
     """A trial and its warm process stand still, and the file system forgets their lock, as when a node is cut off.
 
@@ -490,6 +493,7 @@ class Slower(Method):
 """
 
 
+@pytest.mark.chaos
 def test_nothing_outlives_the_worker(plugins: Registry, tmp_path: Path) -> None:
     """The worker dies: the warm process and the trial go with it, at once, also a trial that would not stop by itself.
 
