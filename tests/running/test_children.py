@@ -479,7 +479,6 @@ def test_a_stack_stops_and_goes_on(plugins: Registry, tmp_path: Path) -> None:
 
 
 SLOW = """
-import threading
 import time
 from pathlib import Path
 
