@@ -6,8 +6,11 @@ Prints one `name value` line per measurement, with the aim beside it where there
 missed. A trial is a few steps of digits/mlp; the grid runs on a local cluster, is run again, and once more at a tenth of its
 size; the large grid is only planned. Each measurement has a process of its own.
 
-Memory is judged by the peak of what is resident. Much of that is libraries' files, which the system may drop: importing torch's
-CUDA build takes 544 MiB alone. So what that takes, and what is anonymous, which nothing but the process accounts for, stand beside.
+The memory of planning is judged by a limit that the kernel enforces: in a control group of 500 MB, with none of the libraries
+in the page cache yet, the plan must be finished. All that the process touches is charged to the group, files as well, and what
+cannot be had ends it. What is resident at the peak without a limit stands beside: much of that is libraries' files, which the
+system may drop and reads anew where they are needed; importing torch's CUDA build takes 544 MiB alone. Without a control group
+of one's own (Linux, and the right to make one) that is judged instead.
 """
 
 import argparse
@@ -15,11 +18,14 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from bisect import bisect
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import linear_regression
@@ -46,9 +52,12 @@ def write(folder: Path, trials: int, cells: int = CELLS) -> Path:
     return grid
 
 
+LIMIT = 500e6
+"""Bytes that planning may take."""
+
 AIMS = {
     "plan/cpu_seconds": 5.0,
-    "plan/peak_mb": 500.0,
+    "plan/peak_mb": LIMIT / 1e6,
     "run/per_trial_ratio": 1.2,
     "run/driver_mb_per_1000_trials": 20.0,
     "rerun/seconds": 3.0,
@@ -104,13 +113,64 @@ class Planned:
     anonymous: float
 
 
-def plan(grid: Path, cache: Path) -> Planned:
-    """Plans with an empty cache of plans."""
+def plan(grid: Path, cache: Path, within: Path | None = None) -> Planned:
+    """Plans with no plan in the cache, in a control group if one is named."""
+    shutil.rmtree(cache / "plans", ignore_errors=True)
     environment = os.environ | {"HARNESS_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    joining = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(within / "cgroup.procs")] if within else []
     done = subprocess.run(
-        [sys.executable, "-c", PLAN, str(grid)], capture_output=True, text=True, check=True, env=environment
+        [*joining, sys.executable, "-c", PLAN, str(grid)], capture_output=True, text=True, check=True, env=environment
     )
     return Planned(*json.loads(done.stdout))
+
+
+@contextlib.contextmanager
+def limited() -> Iterator[Path | None]:
+    """A control group of LIMIT bytes of memory; None where none can be made."""
+    root = Path("/sys/fs/cgroup")
+    for parent, limit in ((root / "memory" / own("memory"), "memory.limit_in_bytes"), (root / own(""), "memory.max")):
+        group = parent / f"load-{os.getpid()}"
+        with contextlib.suppress(OSError):
+            group.mkdir()
+        if (group / limit).exists():
+            (group / limit).write_text(f"{LIMIT:.0f}")
+            yield group
+            group.rmdir()
+            return
+        with contextlib.suppress(OSError):
+            group.rmdir()
+    yield None
+
+
+def own(controllers: str) -> str:
+    """The control group of this process: of a controller of version 1, or of version 2, which has no name there."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, found, group = line.split(":", 2)
+            if found == controllers:
+                return group.strip("/")
+    return ""
+
+
+def forget_libraries() -> None:
+    """Has the system drop the installed libraries from memory, so that whoever reads them next is charged for them."""
+    for file in Path(sysconfig.get_path("platlib")).rglob("*.so*"):
+        with file.open("rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def peak_under_the_limit(grid: Path, cache: Path) -> float | None:
+    """Resident MB at the peak of planning under the limit, infinite if the kernel ends it; None without a control group."""
+    with limited() as group:
+        if group is None:
+            print("no control group can be made here: plan/peak_mb is what is resident without a limit", flush=True)
+            return None
+        forget_libraries()
+        try:
+            return plan(grid, cache, group).peak
+        except subprocess.CalledProcessError as error:
+            print(f"under the limit: exit status {error.returncode} {error.stderr}", flush=True)
+            return math.inf
 
 
 IMPORT = f"import torch\n{MEMORY}\nprint(peak, anonymous)"
@@ -183,11 +243,13 @@ def planning(folder: Path, trials: int) -> dict[str, float]:
     """What a plan of very many trials costs."""
     few = plan(write(folder, 20), folder / "cache")  # the index of the registry, and byte-code
     many = plan(write(folder, trials, 100), folder / "cache")
+    peak = peak_under_the_limit(write(folder, trials, 100), folder / "cache")
     torch_peak, torch_anonymous = import_torch()
     return {
         "plan/trials": many.trials,
         "plan/cpu_seconds": many.seconds,
-        "plan/peak_mb": many.peak,
+        "plan/peak_mb": many.peak if peak is None else peak,
+        "plan/peak_mb_without_a_limit": many.peak,
         "plan/anonymous_mb": many.anonymous,
         "plan/peak_mb_of_20_trials": few.peak,
         "plan/anonymous_mb_of_20_trials": few.anonymous,

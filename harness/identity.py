@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -127,17 +127,18 @@ class Seeds:
     """
 
     def __init__(self, cell: TrialSpec) -> None:
-        self._content = cell.content()
-        before = canonical({name: value for name, value in self._content.items() if name < "requires"})[:-1]
+        content = cell.content()
+        before = canonical({name: value for name, value in content.items() if name < "requires"})[:-1]
         self._before = hashlib.sha256(before.encode())
-        self._after = canonical({name: value for name, value in self._content.items() if name > "seed"})[1:]
+        self._after = canonical({name: value for name, value in content.items() if name > "seed"})[1:]
+        self._trial = partial(TrialSpec, **content)
 
     def trial(self, seed: dict[str, int], requires: list[Requirement]) -> tuple[TrialSpec, str]:
         """The trial of a seed, and its hash."""
         required = canonical(requires) if requires else "[]"
         sha = self._before.copy()
         sha.update(f',"requires":{required},"seed":{_seed_text(tuple(seed.items()))},{self._after}'.encode())
-        return TrialSpec(**self._content | {"seed": seed, "requires": requires}), sha.hexdigest()[:16]
+        return self._trial(seed=seed, requires=requires), sha.hexdigest()[:16]
 
 
 @lru_cache(maxsize=1 << 16)

@@ -310,16 +310,22 @@ def cache_folder() -> Path:
     return Path(os.environ.get("HARNESS_CACHE") or Path.home() / ".cache" / "harness")
 
 
+KEPT = 4096
+"""Sources of which the cache keeps what they import, the newest."""
+
+
 class _Cache:
-    """The index of registered items, by digest of the source files."""
+    """The index of registered items, by digest of the source files, and what those files import."""
 
     def __init__(self) -> None:
         self._file = cache_folder() / "registry.json"
+        self._content: dict[str, list[dict[str, Any]]] = {}
+        imports: dict[str, list[str]] = {}
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            content = json.loads(self._file.read_text())
+            self._content, imports = content["items"], content["imports"]
         self._changed = False
-        try:
-            self._content: dict[str, list[dict[str, Any]]] = json.loads(self._file.read_text())
-        except (OSError, ValueError):
-            self._content = {}
+        sources.imported.update(imports)
 
     def items(self, entry: Entry, modules: set[str]) -> list[Item]:
         contracts = [sources.PROJECT / "harness" / f"{name}.py" for name in SHAPING]
@@ -337,7 +343,7 @@ class _Cache:
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile("w", dir=self._file.parent, delete=False) as file:
-                json.dump(self._content, file)
+                json.dump({"items": self._content, "imports": dict(list(sources.imported.items())[-KEPT:])}, file)
             Path(file.name).replace(self._file)
         except OSError:
             return  # a cache that cannot be written costs time, nothing else

@@ -73,18 +73,33 @@ def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.AST]:
 
 @lru_cache(maxsize=4096)
 def _imports(path: Path) -> list[Path]:
+    top = path.parent
+    while (top / "__init__.py").exists():
+        top = top.parent
+    return [file for name in _imported(path) if (file := _find(name, path, top)) is not None]
+
+
+imported: dict[str, list[str]] = {}
+"""The modules that sources import, by digest of their bytes. Parsing takes time: the registry keeps this for later processes."""
+
+
+def _imported(path: Path) -> list[str]:
+    digest = raw_digest([path])
+    if digest not in imported:
+        imported[digest] = list(_names(_parse(path)))
+    return imported[digest]
+
+
+def _names(tree: ast.Module) -> dict[str, None]:
     names: dict[str, None] = {}
-    for node in _statements(_parse(path).body):
+    for node in _statements(tree.body):
         if isinstance(node, ast.Import):
             names |= dict.fromkeys(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = "." * node.level + (node.module or "")
             names[base] = None
             names |= dict.fromkeys(f"{base}.{alias.name}" if node.module else base + alias.name for alias in node.names)
-    top = path.parent
-    while (top / "__init__.py").exists():
-        top = top.parent
-    return [file for name in names if (file := _find(name, path, top)) is not None]
+    return names
 
 
 def _find(module: str, importer: Path, top: Path) -> Path | None:

@@ -10,7 +10,7 @@ import platform
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -209,8 +209,9 @@ def _cell_trials(cell: dict[str, Any]) -> Iterable[PlannedTrial]:
     trials = cell.pop("trials")
     shared = TrialSpec.from_json(json.dumps(cell.pop("spec")))
     cell["resources"] = Resources(**cell["resources"])
+    trial = partial(TrialSpec, **shared.content())
     for seed, hash, requires in trials:
-        spec = replace(shared, seed=seed, requires=[Requirement(*required) for required in requires])
+        spec = trial(seed=seed, requires=[Requirement(*required) for required in requires])
         yield PlannedTrial(spec=spec, hash=hash, **cell)
 
 
