@@ -18,6 +18,7 @@ from harness.planning.explaining import explain
 from harness.planning.plan import Plan
 from harness.planning.survey import State, Survey, estimate
 from harness.recording.garbage import Garbage
+from harness.recording.records import Status
 from harness.recording.results import Results
 from harness.registry import Item
 from harness.resources import Resources
@@ -132,6 +133,8 @@ def overview(plan: Plan, state: Survey, machine: Mapping[str, float]) -> Iterato
         yield "Everything is done."
     if stale := [state.reasons[hash] for hash, status in state.statuses.items() if status is State.STALE]:
         yield f"{len(stale)} stale: {stale[0]}. They are computed anew, or kept with: harness run --keep-stale"
+    if failed := state.counts[State.FAILED]:
+        yield f"{failed} failed, and left until their code changes. If something else was wrong: harness run --retry-failed"
 
 
 def explanation(plan: Plan, prefix: str) -> Table:
@@ -183,6 +186,8 @@ def conclusion(out: Console, plan: Plan, results: Results, line: str) -> int:
         out.print(f"{trial.cell}, seed {trial.spec.seed_label} ({trial.hash}) {ended}")
     if len(trouble) > 10:
         out.print(f"… and {len(trouble) - 10} more: harness plan {line}", soft_wrap=True)
+    if any(result and result.status is Status.FAILED for _, result in trouble):
+        out.print(f"If it was not the code: harness run {line} --retry-failed", soft_wrap=True)
     return 1 if trouble else 0
 
 

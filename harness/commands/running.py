@@ -33,6 +33,9 @@ NodeTypeOption = Annotated[
     typer.Option("--node-type", metavar="CPU=8,GPU=1", help="What nodes have that an autoscaler can add; repeatable."),
 ]
 KeepStaleOption = Annotated[bool, typer.Option("--keep-stale", help="Keeps results of older code, with a mark.")]
+RetryFailedOption = Annotated[
+    bool, typer.Option("--retry-failed", help="Computes failed trials again: what failed was not the code.")
+]
 CommitEveryOption = Annotated[
     float, typer.Option("--commit-every", min=0.1, metavar="SECONDS", help="How much a fault may cost a trial.")
 ]
@@ -60,6 +63,7 @@ def run(
     node_type: NodeTypeOption = None,
     cpus: Annotated[int | None, typer.Option("--cpus", min=1, help="CPUs to use of this machine.")] = None,
     keep_stale: KeepStaleOption = False,
+    retry_failed: RetryFailedOption = False,
     commit_every: CommitEveryOption = 15.0,
     until_decided: Annotated[
         bool, typer.Option("--until-decided", help="Runs only what open claims need, look by look (grid: sequential).")
@@ -81,12 +85,14 @@ def run(
         )
     if node_type and address is None:
         raise fail("--node-type: found without --address, allowed: with the address of a cluster", 2)
+    if retry_failed and until_decided:
+        raise fail("--retry-failed: found with --until-decided, allowed: in a run before it", 2)
     types = _node_types(node_type)
     limit = _budget(budget, until_decided)
     line = again(grid, set_, plugin, results)
     registry = open_registry(plugin)
     planned, memory = open_plan(grid, set_, registry, results)
-    options = Options(registry.plugins, tracking, address, cpus, keep_stale, commit_every, types)
+    options = Options(registry.plugins, tracking, address, cpus, keep_stale, retry_failed, commit_every, types)
     out = console()
     try:
         if until_decided:
@@ -179,6 +185,7 @@ def submit(
     ] = None,
     node_type: NodeTypeOption = None,
     keep_stale: KeepStaleOption = False,
+    retry_failed: RetryFailedOption = False,
     commit_every: CommitEveryOption = 15.0,
 ) -> None:
     """Runs a grid on a cluster from elsewhere. Shows its output; Ctrl-C leaves it running."""
@@ -191,6 +198,7 @@ def submit(
 
     _node_types(node_type)
     options = ["--commit-every", str(commit_every), *(["--keep-stale"] if keep_stale else [])]
+    options += ["--retry-failed"] if retry_failed else []
     options += [f"--node-type={text}" for text in node_type or []]
     target = submission.Target(address, results, tracking, driver_label, options)
     registry = open_registry(plugin)

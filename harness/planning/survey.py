@@ -50,16 +50,17 @@ class Survey:
         return Counter(self.statuses.values())
 
 
-def survey(plan: Plan, results: Results, keep_stale: bool = False) -> Survey:
+def survey(plan: Plan, results: Results, keep_stale: bool = False, retry_failed: bool = False) -> Survey:
     """Compares a plan with the results folder.
 
     A trial is stale if its result was computed by other code, or with another value from a trial that it requires than that
-    trial has now. A failed one is run again once its code changes, and only then.
+    trial has now. A failed one is run again once its code changes, and otherwise only where that is asked for.
 
     Args:
         plan: what the grid comes to.
         results: the results folder.
         keep_stale: leaves stale results as they are, unless they are failures.
+        retry_failed: runs failed trials again: the cause was not in the code.
 
     Raises:
         RecordsError: if a result is damaged, or the commit that a trial to be run goes on from.
@@ -76,7 +77,7 @@ def survey(plan: Plan, results: Results, keep_stale: bool = False) -> Survey:
         state, reason = _state(trial, result, plan, found, run)
         if result is None and trial.hash in begun and records.attempts():
             state = State.UNFINISHED
-        if not _settled(state, result, keep_stale):
+        if not _settled(state, result, keep_stale) or (retry_failed and state is State.FAILED):
             if obstacle := _obstacle(trial, plan, view, run):
                 state, reason = State.BLOCKED, obstacle
             else:

@@ -56,6 +56,7 @@ class Options:
     address: str | None = None
     cpus: int | None = None
     keep_stale: bool = False
+    retry_failed: bool = False
     commit_every: float = 15.0
     node_types: Sequence[dict[str, float]] = ()
     """What each kind of node has that the cluster's autoscaler can add."""
@@ -274,7 +275,7 @@ def run_plan(plan: Plan, results: Results, options: Options, console: Console, o
     """Runs what is not done of a plan, or `only` some trials of it; with nothing to do it starts nothing, and writes nothing
     but a note of a grid that was never run, or that reads otherwise than when it was run last: its claims may have changed."""
     since = time.time()
-    view = survey(plan, results, keep_stale=options.keep_stale)
+    view = survey(plan, results, options.keep_stale, options.retry_failed)
     run = Run(plan, results, options, console, since, peak_memory(plan, view))
     waiting = view.to_run
     if only is not None:

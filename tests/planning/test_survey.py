@@ -71,6 +71,8 @@ def test_done_trials_are_left_alone_and_others_tried_again(
     view = survey(plan, memory)
     assert view.statuses == {plan.trials[0].hash: State(status), plan.trials[1].hash: State.NEW}
     assert view.to_run == plan.trials[0 if again else 1 :]
+    retried = again or status is Status.FAILED
+    assert survey(plan, memory, retry_failed=True).to_run == plan.trials[0 if retried else 1 :]
 
 
 @pytest.mark.parametrize(
@@ -110,6 +112,7 @@ def test_what_a_failure_upstream_holds_back_is_blocked_with_the_reason(planned: 
     assert view.reasons[middle.hash] == f"needs val/loss of trial {source.hash}, which is failed"
     assert view.reasons[last.hash] == f"needs val/loss of trial {middle.hash}, which is blocked"
     assert view.to_run == []
+    assert survey(plan, memory, retry_failed=True).to_run == plan.trials, "with what waits for it"
     end(memory, source, metrics={"val/accuracy": 1.0})
     assert survey(plan, memory).reasons[middle.hash].endswith("which has no such metric")
 

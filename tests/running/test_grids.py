@@ -237,6 +237,37 @@ def test_stages_and_what_is_blocked(tmp_path: Path) -> None:
     assert any(str(int(next(iter(taken.values.values())))) in str(value) for value in params.values())
 
 
+NEEDS = """
+from pathlib import Path
+
+@register_method("needs")
+class Needs(Method):
+    def before_step(self, state):
+        Path(__file__).with_name("weights.txt").read_text()
+"""
+
+
+@pytest.mark.slow
+def test_what_failed_for_a_reason_outside_the_code_is_retried_where_that_is_asked_for(tmp_path: Path) -> None:
+    code = plugin(tmp_path, NEEDS)
+    grid = write_grid(tmp_path, SMALL.replace("balanced_adam", "needs").replace("seeds: 2", "seeds: 1"))
+    results = tmp_path / "results"
+    shown = harness("run", grid, "--results", results, "--plugin", code, status=1)
+    assert "weights.txt" in shown
+    hint = next(line for line in shown.splitlines() if line.startswith("If it was not the code: "))
+    first = found(grid, results, code)
+    assert {name: result.status.value for name, result in first.items()} == {"adamw 0": "finished", "needs 0": "failed"}
+    (tmp_path / "weights.txt").write_text("here now")
+    assert "1 failed, and left" in harness("plan", grid, "--results", results, "--plugin", code)
+    harness("run", grid, "--results", results, "--plugin", code, status=1)
+    assert found(grid, results, code) == first, "nothing is run again unasked"
+    harness(*hint.partition("harness ")[2].split())
+    second = found(grid, results, code)
+    assert second["adamw 0"] == first["adamw 0"]
+    assert timeless(second["needs 0"].metrics) == timeless(second["adamw 0"].metrics), "the method does nothing"
+    assert {run["status"] for run in trial_runs(results).values()} == {"FINISHED"}
+
+
 TELLS = """
 import os
 from pathlib import Path
