@@ -173,14 +173,14 @@ def peak_under_the_limit(grid: Path, cache: Path) -> float | None:
             return math.inf
 
 
-IMPORT = f"import torch\n{MEMORY}\nprint(peak, anonymous)"
+IMPORT = f"import time, torch\nseconds = time.process_time()\n{MEMORY}\nprint(seconds, peak, anonymous)"
 
 
-def import_torch() -> tuple[float, float]:
-    """MB of a process that imports torch and does nothing, at the peak and, anonymous of them, at the end."""
+def import_torch() -> tuple[float, float, float]:
+    """CPU seconds and MB of a process that imports torch and does nothing, at the peak and, anonymous of them, at the end."""
     done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True)
-    peak, anonymous = done.stdout.split()
-    return float(peak), float(anonymous)
+    seconds, peak, anonymous = map(float, done.stdout.split())
+    return seconds, peak, anonymous
 
 
 @dataclass
@@ -244,10 +244,11 @@ def planning(folder: Path, trials: int) -> dict[str, float]:
     few = plan(write(folder, 20), folder / "cache")  # the index of the registry, and byte-code
     many = plan(write(folder, trials, 100), folder / "cache")
     peak = peak_under_the_limit(write(folder, trials, 100), folder / "cache")
-    torch_peak, torch_anonymous = import_torch()
+    torch_seconds, torch_peak, torch_anonymous = import_torch()
     return {
         "plan/trials": many.trials,
         "plan/cpu_seconds": many.seconds,
+        "plan/cpu_seconds_of_import_torch": torch_seconds,
         "plan/peak_mb": many.peak if peak is None else peak,
         "plan/peak_mb_without_a_limit": many.peak,
         "plan/anonymous_mb": many.anonymous,
