@@ -77,8 +77,10 @@ def aggregates(matrix: ScoreMatrix) -> Table:
         beats = "" if name == baseline else told(probability_of_improvement(scores, matrix.scores[baseline]))
         rows.append([name, *cells, beats])
     note = (
-        "Over the tasks that these methods share; 0 is the worst run of a task, 1 its best, a failure counts as 0. Stratified "
-        f"bootstrap, 95 %. The last column is the chance that a run beats one of the baseline, {baseline}, a tie counting "
+        "Over the tasks that these methods share; 0 is the worst run of a task, 1 its best, a failure counts as 0. The intervals "
+        "are a stratified bootstrap of about 95 %: in simulations at three tasks it held the truth in 95 to 97 % for Gaussian "
+        "scores and in as few as 83 % for the median of skewed ones, so no verdict rests on them. "
+        f"The last column is the chance that a run beats one of the baseline, {baseline}, a tie counting "
         "half, with an interval that holds for any distribution of the scores and is wider than it need be."
     )
     if matrix.missing:
