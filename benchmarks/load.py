@@ -28,7 +28,7 @@ from bisect import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import linear_regression
+from statistics import linear_regression, median
 
 import psutil
 
@@ -51,6 +51,9 @@ def write(folder: Path, trials: int, cells: int = CELLS) -> Path:
     grid.write_text(GRID.format(seeds=trials // cells, rates=rates))
     return grid
 
+
+REPEATS = 5
+"""Plans that are timed: the median counts."""
 
 LIMIT = 500e6
 """Bytes that planning may take."""
@@ -130,15 +133,21 @@ def limited() -> Iterator[Path | None]:
     root = Path("/sys/fs/cgroup")
     for parent, limit in ((root / "memory" / own("memory"), "memory.limit_in_bytes"), (root / own(""), "memory.max")):
         group = parent / f"load-{os.getpid()}"
-        with contextlib.suppress(OSError):
+        try:
             group.mkdir()
-        if (group / limit).exists():
-            (group / limit).write_text(f"{LIMIT:.0f}")
+            with (group / limit).open(
+                "r+"
+            ) as file:  # it must be there: elsewhere than in a control group nothing is limited
+                file.write(f"{LIMIT:.0f}")
+        except OSError:
+            with contextlib.suppress(OSError):
+                group.rmdir()
+            continue
+        try:
             yield group
+        finally:
             group.rmdir()
-            return
-        with contextlib.suppress(OSError):
-            group.rmdir()
+        return
     yield None
 
 
@@ -242,13 +251,20 @@ def run(grid: Path, results: Path, cpus: int) -> Measured:
 def planning(folder: Path, trials: int) -> dict[str, float]:
     """What a plan of very many trials costs."""
     few = plan(write(folder, 20), folder / "cache")  # the index of the registry, and byte-code
-    many = plan(write(folder, trials, 100), folder / "cache")
-    peak = peak_under_the_limit(write(folder, trials, 100), folder / "cache")
-    torch_seconds, torch_peak, torch_anonymous = import_torch()
+    large = write(folder, trials, 100)
+    times, times_of_torch = [], []
+    for _ in range(REPEATS):  # one time alone says little on a machine that others use too
+        many = plan(large, folder / "cache")
+        torch_seconds, torch_peak, torch_anonymous = import_torch()
+        times.append(many.seconds)
+        times_of_torch.append(torch_seconds)
+    peak = peak_under_the_limit(large, folder / "cache")
     return {
         "plan/trials": many.trials,
-        "plan/cpu_seconds": many.seconds,
-        "plan/cpu_seconds_of_import_torch": torch_seconds,
+        "plan/cpu_seconds": median(times),
+        "plan/cpu_seconds_at_least": min(times),
+        "plan/cpu_seconds_at_most": max(times),
+        "plan/cpu_seconds_of_import_torch": median(times_of_torch),
         "plan/peak_mb": many.peak if peak is None else peak,
         "plan/peak_mb_without_a_limit": many.peak,
         "plan/anonymous_mb": many.anonymous,

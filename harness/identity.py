@@ -44,7 +44,7 @@ def length_of(recipe: Mapping[str, Any]) -> int:
     return int(recipe.get("rounds") or recipe.get("steps") or 1)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # nothing changes one; frozen, the very many of a plan would take three times as long to make
 class TrialSpec:
     """One cell of a grid with one seed. A trial is a pure function of this content.
 

@@ -45,7 +45,7 @@ class LeftOut:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen for the reason that a `TrialSpec` is not
 class PlannedTrial:
     """One trial of a plan. What it shares with the other seeds of its cell is the same object in all of them."""
 
