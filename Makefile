@@ -43,7 +43,8 @@ chaos: install ## Faults for real: kills, hangs, memory, a tracking server that 
 clusters: install ## Of the slow ones, grids as they are run: several ranks and nodes, submit, Slurm, doctor
 	$(BIN)/python -m pytest -n 2 -m "slow and not chaos" tests/running/test_four_ways.py tests/running/test_ranks.py \
 		tests/running/test_packing.py tests/running/test_screening.py tests/running/test_grids.py \
-		tests/running/test_doctor.py tests/running/test_metrics.py tests/training/test_ranks.py tests/clusters
+		tests/running/test_doctor.py tests/running/test_metrics.py tests/running/test_stalling.py \
+		tests/running/test_submission.py tests/training/test_ranks.py tests/clusters
 
 gpu: install ## What a GPU alone can show, on this machine's
 	$(BIN)/python -m pytest -n 4 -m gpu tests/test_gpu.py

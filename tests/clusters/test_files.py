@@ -478,7 +478,6 @@ def test_a_wrong_slurm_script_is_refused(old: str, new: str, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.chaos
 def test_the_slurm_script_runs_several_grids_on_one_machine(tmp_path: Path) -> None:
     """As Slurm would start it on one node, twice at the same time: other ports, the same numbers."""
     from support import timeless, write_grid

@@ -464,9 +464,10 @@ from pathlib import Path
 @register_method("hogs")
 class Hogs(Method):
     def after_step(self, state):
-        if not Path(__file__).with_name("tame").exists():
-            self.held = [np.ones(3 << 28)]  # 6 GiB at once
-            time.sleep(600)
+        self.held = []
+        while not Path(__file__).with_name("tame").exists():
+            self.held.append(np.ones(1 << 25))  # a quarter of a GiB, until somebody puts an end to it
+            time.sleep(0.02)
 """
 
 
@@ -476,12 +477,13 @@ def test_a_trial_that_ray_kills_for_memory(tmp_path: Path, undisturbed: Place) -
     place = Place(
         tmp_path, GRID.replace("methods: [", "methods: [hogs + adamw, ").replace("seeds: 2", "seeds: 1"), SLOW + HOG
     )
+    place.grid.write_text(place.grid.read_text() + 'resources: [{method: "hogs*", memory: 10GiB}]\n')
     used = psutil.virtual_memory()
     if used.available < 13 << 30:
         pytest.skip("13 GiB of free memory are needed")
     threshold = (used.total - used.available + (9 << 29)) / used.total  # 4.5 GiB: what runs beside it comes and goes
     environment = {"RAY_memory_usage_threshold": f"{threshold:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
-    driver = place.start("--set", "resources.memory=8GiB", **environment)
+    driver = place.start(**environment)
     shown = driver.communicate(timeout=PATIENCE)[0]
     assert driver.returncode == 1, shown
     (hog,) = (t.hash for t in planned(place.grid, place.code).trials if t.method_label == "hogs + adamw")
@@ -489,6 +491,7 @@ def test_a_trial_that_ray_kills_for_memory(tmp_path: Path, undisturbed: Place) -
     assert ended is not None
     told = {"out-of-memory": "FAILED", "lost": "KILLED"}  # lost: Ray has said that the actor died, and not of what
     assert ended.status in told, shown
+    assert "its memory limit" not in ended.reason, "Ray's monitor came first"
     place.as_undisturbed(undisturbed, otherwise={hog: told[ended.status]})
     place.nothing_runs()
 

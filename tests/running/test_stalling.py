@@ -176,7 +176,6 @@ def growing(folder: Path) -> Iterator[str]:
         shutil.rmtree(place, ignore_errors=True)
 
 
-@pytest.mark.chaos
 @pytest.mark.slow
 def test_a_cluster_grows_from_nothing_for_a_grid(tmp_path: Path) -> None:
     """Without a word the grid is refused, as it would wait for ever; with one the autoscaler starts the node."""

@@ -676,7 +676,6 @@ def test_a_wrong_token_and_what_the_head_refuses(cluster: Machines, tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.chaos
 def test_a_local_grid_is_stopped_from_another_terminal(tmp_path: Path) -> None:
     pace, results = tmp_path / "pace", tmp_path / "results"
     code = plugin(tmp_path, SLOW)
