@@ -253,9 +253,9 @@ def test_what_failed_for_a_reason_outside_the_code_is_retried_where_that_is_aske
     grid = write_grid(tmp_path, SMALL.replace("balanced_adam", "needs").replace("seeds: 2", "seeds: 1"))
     results = tmp_path / "results"
     shown = harness("run", grid, "--results", results, "--plugin", code, status=1)
-    assert "weights.txt" in shown
     hint = next(line for line in shown.splitlines() if line.startswith("If it was not the code: "))
     first = found(grid, results, code)
+    assert "weights.txt" in first["needs 0"].reason
     assert {name: result.status.value for name, result in first.items()} == {"adamw 0": "finished", "needs 0": "failed"}
     (tmp_path / "weights.txt").write_text("here now")
     assert "1 failed, and left" in harness("plan", grid, "--results", results, "--plugin", code)
