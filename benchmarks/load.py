@@ -135,9 +135,7 @@ def limited() -> Iterator[Path | None]:
         group = parent / f"load-{os.getpid()}"
         try:
             group.mkdir()
-            with (group / limit).open(
-                "r+"
-            ) as file:  # it must be there: elsewhere than in a control group nothing is limited
+            with (group / limit).open("r+") as file:  # it must be there: in a plain folder nothing is limited
                 file.write(f"{LIMIT:.0f}")
         except OSError:
             with contextlib.suppress(OSError):

@@ -77,7 +77,7 @@ def survey(plan: Plan, results: Results, keep_stale: bool = False, retry_failed:
         state, reason = _state(trial, result, plan, found, run)
         if result is None and trial.hash in begun and records.attempts():
             state = State.UNFINISHED
-        if not _settled(state, result, keep_stale) or (retry_failed and state is State.FAILED):
+        if not _settled(state, result, keep_stale, retry_failed):
             if obstacle := _obstacle(trial, plan, view, run):
                 state, reason = State.BLOCKED, obstacle
             else:
@@ -128,9 +128,9 @@ def _origin(path: str, trial: PlannedTrial) -> str:
     return f"{source.taken} of trial {source.hash}" if source else f"what tuning chooses for {path}"
 
 
-def _settled(state: State, result: Result | None, keep_stale: bool) -> bool:
+def _settled(state: State, result: Result | None, keep_stale: bool, retry_failed: bool) -> bool:
     """Whether a trial is left as it is."""
-    if result is None or state is State.UNFINISHED:
+    if result is None or state is State.UNFINISHED or (state is State.FAILED and retry_failed):
         return False
     return result.status.good and keep_stale if state is State.STALE else result.status.done
 

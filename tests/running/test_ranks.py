@@ -70,10 +70,7 @@ def test_one_two_and_four_ranks_give_one_curve(tmp_path: Path) -> None:
     text = CURVES.replace("float64", f"{{each: [{', '.join(TOLERANCES)}]}}")
     alone = curves(tmp_path / "1", 1, "--cpus", 1, grid_text=text)
     memory = Results(tmp_path / "1" / "results")
-    precisions = {
-        hash: json.loads((memory.trial(hash).folder / "trial.json").read_text())["recipe"]["precision"]
-        for hash in alone
-    }
+    precisions = {hash: json.loads(memory.trial(hash).spec_json() or "")["recipe"]["precision"] for hash in alone}
     assert sorted(precisions.values()) == sorted([*TOLERANCES] * 3), "three methods in each precision"
     for ranks in (2, 4):
         together = curves(tmp_path / str(ranks), ranks, "--cpus", 1, grid_text=text)
