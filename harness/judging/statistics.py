@@ -141,6 +141,40 @@ def aggregate(
     return Estimate(value, value - half, value + half)
 
 
+def aggregates(scores: ArrayLike, *, count: int = 2000) -> dict[str, Estimate]:
+    r"""The four aggregates of a score matrix, each with a 95 % interval for Gaussian scores.
+
+    It is the stratified bootstrap's. That of the median reaches at least from the median of the lower bounds of the tasks'
+    Student intervals to that of their upper ones: means of few skewed scores lie below the truth on most tasks alike, so their
+    median gets closer to something else the more tasks there are. In simulations of two to thirty tasks, of three to twenty
+    seeds, the intervals held the truth of skewed, bimodal and tied scores 80 % of the time at least, mostly 95 %; no interval
+    of a mean holds its level for every distribution (Bahadur and Savage 1956, Ann. Math. Stat. 27).
+
+    Args:
+        scores: (seeds, tasks), finite.
+        count: how many resamples.
+
+    >>> found = aggregates([[0.0, 0.0, 2.0], [2.0, 2.0, 4.0]])
+    >>> found["median"].value, found["median"].low < -11.7 and found["median"].high > 13.7
+    (1.0, True)
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    found = {name: aggregate(values, statistic, count=count) for name, statistic in AGGREGATES.items()}
+    value, low, high = (getattr(found["median"], part) for part in ("value", "low", "high"))
+    if low is not None:
+        lower, upper = median_bounds(values)
+        found["median"] = Estimate(value, min(low, float(lower)), max(high, float(upper)))
+    return found
+
+
+def median_bounds(scores: Array, confidence: float = 0.95) -> tuple[Array, Array]:
+    """The medians over tasks of the lower and of the upper bounds of Student's intervals. Scores (…, seeds, tasks)."""
+    seeds = scores.shape[-2]
+    half = stdtrit(seeds - 1, (1 + confidence) / 2) * scores.std(axis=-2, ddof=1) / math.sqrt(seeds)
+    means = scores.mean(axis=-2)
+    return np.median(means - half, axis=-1), np.median(means + half, axis=-1)
+
+
 def share_interval(count: ArrayLike, total: float, confidence: float = 0.95) -> tuple[Array, Array]:
     r"""Clopper and Pearson's interval of shares: both bounds are quantiles of beta distributions.
 

@@ -319,12 +319,60 @@ def ends_after_one_trial(place: Place, driver: "subprocess.Popen[str]") -> None:
     place.nothing_runs()
 
 
+READ_ONLY = {
+    "mount": (
+        ["mount --bind {folder} {folder}", "mount -o remount,bind,ro {folder}"],  # what is open can still be written
+        ["umount {folder}"],
+    ),
+    "disk": (
+        ["mount -o remount,abort {folder}"],  # as after an error: what was not on the disk by then is lost
+        ["umount {folder}", "mount -o loop {image} {folder}"],
+    ),
+}
+"""How a mounted results folder becomes read-only, and how that is mended."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["", "trials"])
-def test_a_results_folder_that_becomes_full_in_mid_run(tmp_path: Path, undisturbed: Place, part: str) -> None:
-    """Nothing new starts, exit status 3; once there is room, a rerun finishes. Also where only the trials have no room."""
+def test_a_results_folder_that_can_no_longer_be_written_in_mid_run(tmp_path: Path, undisturbed: Place) -> None:
+    """It becomes full, read-only by its mount and read-only as a disk does after an error: nothing new starts, exit status 3.
+
+    Each time a rerun goes on once that is mended, and the last one finishes.
+    """
+    place, image = Place(tmp_path), tmp_path / "image"
+    make_disk(image)
+
+    def do(commands: list[str]) -> None:
+        for line in commands:
+            subprocess.run(line.format(folder=place.results, image=image).split(), check=True)
+
+    def in_mid_run(attempt: int) -> "subprocess.Popen[str]":
+        driver = place.start()
+        until(partial(place.committed, attempt), PATIENCE, f"a commit of attempt {attempt}")
+        return driver
+
+    with mounts_alone(), mounted(place.results, "-o", "loop,errors=remount-ro", str(image)):
+        place.pace(1)  # none ends by itself before
+        driver, filler = in_mid_run(1), place.results / "filler"
+        fill(filler, driver)
+        ends_after_one_trial(place, driver)
+        filler.unlink()
+        for attempt, (breaks, mends) in enumerate(READ_ONLY.values(), 2):
+            driver = in_mid_run(attempt)
+            do(breaks)
+            ends_after_one_trial(place, driver)
+            do(mends)
+        place.pace(0)
+        place.run()
+        harness("sync", "--results", place.results)
+        place.as_undisturbed(undisturbed)
+        place.nothing_runs()
+
+
+@pytest.mark.slow
+def test_a_disk_of_the_trials_alone_that_becomes_full_in_mid_run(tmp_path: Path, undisturbed: Place) -> None:
+    """What else the results folder holds can still be written: nothing new starts all the same, and a rerun finishes."""
     place = Place(tmp_path)
-    with small_disk(place.results / part, "60m") as disk:
+    with small_disk(place.results / "trials", "60m") as disk:
         place.pace(0.5)  # none ends by itself before the disk is full
         driver = place.start()
         until(place.committed, PATIENCE, "a commit")
@@ -334,50 +382,7 @@ def test_a_results_folder_that_becomes_full_in_mid_run(tmp_path: Path, undisturb
         filler.unlink()
         place.pace(0)
         place.run()
-        harness("sync", "--results", place.results)
         place.as_undisturbed(undisturbed)
-
-
-READ_ONLY = {
-    "mount": (
-        "--bind {folder}",
-        ["mount --bind {folder} {folder}", "mount -o remount,bind,ro {folder}"],  # what is open can still be written
-        ["umount {folder}"],
-    ),
-    "disk": (
-        "-o loop,errors=remount-ro {image}",
-        ["mount -o remount,abort {folder}"],  # as after an error: what was not on the disk by then is lost
-        ["umount {folder}", "mount -o loop {image} {folder}"],
-    ),
-}
-"""What is mounted, how it becomes read-only, and how that is mended."""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", READ_ONLY)
-def test_a_results_folder_that_becomes_read_only_in_mid_run(tmp_path: Path, undisturbed: Place, kind: str) -> None:
-    """Nothing new starts, exit status 3; once it can be written again, a rerun finishes."""
-    place, image = Place(tmp_path), tmp_path / "image"
-    what, breaks, mends = READ_ONLY[kind]
-    if kind == "disk":
-        make_disk(image)
-
-    def do(commands: list[str]) -> None:
-        for line in commands:
-            subprocess.run(line.format(folder=place.results, image=image).split(), check=True)
-
-    with mounts_alone(), mounted(place.results, *what.format(folder=place.results, image=image).split()):
-        place.pace(0.5)  # none ends by itself before
-        driver = place.start()
-        until(place.committed, PATIENCE, "a commit")
-        do(breaks)
-        ends_after_one_trial(place, driver)
-        do(mends)
-        place.pace(0)
-        place.run()
-        harness("sync", "--results", place.results)
-        place.as_undisturbed(undisturbed)
-        place.nothing_runs()
 
 
 def make_disk(image: Path) -> None:
@@ -425,9 +430,8 @@ def points(database: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("back", ["in mid-grid", "after the grid"])
-def test_the_tracking_server_is_killed_and_started_again(back: str, tmp_path: Path, undisturbed: Place) -> None:
-    """The grid does not wait for it. What it lacks comes by itself, or with `harness sync` where the grid ended first."""
+def test_the_tracking_server_is_killed_and_started_again(tmp_path: Path, undisturbed: Place) -> None:
+    """The grid does not wait for it. What it lacks comes by itself in mid-grid; where the grid has ended, with `harness sync`."""
     place, store, port = Place(tmp_path / "place"), Results(tmp_path / "server"), free_port()
     store.folder.mkdir()
     database, uri, command = store.folder / "mlflow.db", f"http://127.0.0.1:{port}", ui_command(store, None, port)
@@ -436,21 +440,18 @@ def test_the_tracking_server_is_killed_and_started_again(back: str, tmp_path: Pa
         driver = place.start("--tracking", uri)
         until(lambda: place.committed() and points(database), PATIENCE, "a commit that MLflow shows")
         kill_all(process)
-    assert place.unfinished(), "in mid-grid"
-    if back == "after the grid":
-        place.pace(0)
-        shown = driver.communicate(timeout=PATIENCE)[0]
-        assert "Next: harness sync faults" in shown
-        place.nothing_runs()
-    with server(command, port):
-        if back == "after the grid":
-            harness("sync", "--results", place.results, "--tracking", uri)
-        else:
-            assert place.unfinished(), "still in mid-grid"
-            place.pace(0)
-            shown = driver.communicate(timeout=PATIENCE)[0]
-            assert "harness sync" not in shown
+    shown_before = points(database)
+    with server(command, port) as process:
+        until(lambda: points(database) > shown_before, PATIENCE, "what MLflow lacked")
+        assert place.unfinished(), "in mid-grid"
+        kill_all(process)
+    place.pace(0)
+    shown = driver.communicate(timeout=PATIENCE)[0]
     assert driver.returncode == 0, shown
+    assert "Next: harness sync faults" in shown
+    place.nothing_runs()
+    with server(command, port):
+        harness("sync", "--results", place.results, "--tracking", uri)
     place.as_undisturbed(undisturbed, database)
     assert not (place.results / "mlflow.db").exists()
     place.nothing_runs()

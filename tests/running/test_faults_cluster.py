@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from machines import PATIENCE, Machines, machines, mounts_alone, processes, raylet, token, until
-from running.test_faults import GRID, Place, first_pass, undisturbed, worker_processes  # noqa: F401  # a fixture
+from running.test_faults import Place, first_pass, undisturbed, worker_processes  # noqa: F401  # a fixture
 
 from harness.recording.results import Results
 
@@ -77,30 +77,6 @@ def test_a_node_is_drained_as_preempted(tmp_path: Path, undisturbed: Place) -> N
     place.as_undisturbed(undisturbed)
     attempts = [Results(place.results).trial(hash).result().attempt for hash in place.hashes]  # type: ignore[union-attr]
     assert max(attempts) == 2, "taken up once more, and not as often as a trial that fails"
-
-
-def test_two_grids_run_on_one_cluster(tmp_path: Path, undisturbed: Place) -> None:  # noqa: F811
-    """At once, into one results folder and one MLflow store, with a trial that both name: it is computed once."""
-    one = Place(tmp_path / "one", GRID.replace("seeds: 2", "seeds: 1"))
-    other = Place(tmp_path / "other", GRID.replace("faults", "others").replace(", slow + sgd", ""))
-    other.results = one.results
-    (shared,) = set(one.hashes) & set(other.hashes)
-    with machines(2) as cluster:
-        for place in (one, other):
-            place.pace(0.5)
-            place.start("--address", cluster.address)
-        until(lambda: one.committed() and other.committed(), PATIENCE, "commits of both")
-        for place in (one, other):
-            place.pace(0)
-        for place in (one, other):
-            shown = place.driver.communicate(timeout=PATIENCE)[0]
-            assert place.driver.returncode == 0, shown
-            place.nothing_runs()
-    for place in (one, other):
-        place.as_undisturbed(undisturbed)
-    ended = Results(one.results).trial(shared).result()
-    assert ended is not None
-    assert ended.attempt == 1, "the other grid waited for it"
 
 
 def test_the_head_is_lost_and_a_new_cluster_goes_on(tmp_path: Path, undisturbed: Place) -> None:  # noqa: F811

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running.test_faults import Place, planned, runs, undisturbed  # noqa: F401  # a fixture
+from machines import PATIENCE, machines, until
+from running.test_faults import GRID, Place, planned, runs, undisturbed  # noqa: F401  # a fixture
 from support import TROUBLE, harness, kill_when, plugin, timeless, write_grid
 
 from harness.recording.records import Result
@@ -147,6 +148,31 @@ def runs_or_none(results: Path) -> list[dict[str, Any]]:
         return runs(results / "mlflow.db")
     except sqlite3.Error:
         return []
+
+
+@pytest.mark.slow
+def test_two_grids_run_on_one_cluster(tmp_path: Path, undisturbed: Place) -> None:  # noqa: F811
+    """At once, into one results folder and one MLflow store, with a trial that both name: it is computed once."""
+    one = Place(tmp_path / "one", GRID.replace("seeds: 2", "seeds: 1"))
+    other = Place(tmp_path / "other", GRID.replace("faults", "others").replace(", slow + sgd", ""))
+    other.results = one.results
+    (shared,) = set(one.hashes) & set(other.hashes)
+    with machines(2) as cluster:
+        for place in (one, other):
+            place.pace(0.5)
+            place.start("--address", cluster.address)
+        until(lambda: one.committed() and other.committed(), PATIENCE, "commits of both")
+        for place in (one, other):
+            place.pace(0)
+        for place in (one, other):
+            shown = place.driver.communicate(timeout=PATIENCE)[0]
+            assert place.driver.returncode == 0, shown
+            place.nothing_runs()
+    for place in (one, other):
+        place.as_undisturbed(undisturbed)
+    ended = Results(one.results).trial(shared).result()
+    assert ended is not None
+    assert ended.attempt == 1, "the other grid waited for it"
 
 
 TROUBLED_GRID = """
