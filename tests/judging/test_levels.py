@@ -4,6 +4,7 @@ A grid here is a family of seven claims, one of each shape, of which none is tru
 at once, and the first test holds it against `judge` itself.
 """
 
+import itertools
 from collections.abc import Sequence
 from functools import partial
 
@@ -226,14 +227,13 @@ def test_intervals_of_aggregates_hold_the_truth_as_often_as_is_documented(shape:
         assert abs(count / DRAWS - documented) <= z * noise, (name, count)
 
 
-@pytest.mark.parametrize("n", LOOKS)
-@pytest.mark.parametrize("tasks", [2, 10, 30])
+@pytest.mark.parametrize(("tasks", "n"), [*itertools.product((2, 10), LOOKS), (30, 3)])
 def test_intervals_of_aggregates_hold_the_truth_as_often_as_the_report_says(tasks: int, n: int) -> None:
-    """In 95 % for Gaussian scores, in 80 % whatever their shape."""
+    """In 95 % for Gaussian scores, in 80 % whatever their shape. Thirty tasks with more seeds take minutes, and are no worse."""
     rng, counts = np.random.default_rng([n, tasks, 6]), {}
     for shape, quantile in QUANTILES.items():
         parts = [covered(quantile(rng.random((DRAWS // 10, n, tasks))), shape) for _ in range(10)]
         counts[shape] = [sum(part[name] for part in parts) for name in AGGREGATES]
-    least = partial(stats.binom.ppf, 0.01 / 192, DRAWS)  # of 99 %, over all that this test counts
+    least = partial(stats.binom.ppf, 0.01 / 144, DRAWS)  # of 99 %, over all that this test counts
     assert min(counts.pop("Gaussian")) >= least(0.95)
     assert min(min(found) for found in counts.values()) >= least(0.80)

@@ -14,10 +14,12 @@ from harness.judging.ranks import critical_difference, rank_rows, ranking
 from harness.judging.statistics import (
     AGGREGATES,
     aggregate,
+    aggregates,
     failure_rate,
     interquartile_mean,
     mean,
     mean_interval,
+    median_bounds,
     probability_of_improvement,
     profile,
     profile_band,
@@ -81,6 +83,20 @@ def test_aggregates_are_rliable_s(matrix: str, name: str) -> None:
     found = aggregate(scores, AGGREGATES[name], count=20_000, percentile=True)
     assert found.value == pytest.approx(value, abs=1e-9)
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.012)
+
+
+def test_the_interval_of_the_median_is_no_narrower_than_the_medians_of_the_tasks_bounds() -> None:
+    bounds = [stats.t.interval(0.95, 4, loc=task.mean(), scale=stats.sem(task)) for task in A.T]
+    lower, upper = median_bounds(A)
+    assert (lower, upper) == pytest.approx(tuple(np.median(bounds, axis=0)))
+    found, plain = aggregates(A), aggregate(A, AGGREGATES["median"])
+    assert found["median"].value == plain.value
+    assert (found["median"].low, found["median"].high) == (min(plain.low, lower), max(plain.high, upper))  # type: ignore[type-var]
+    assert lower < plain.low, "here the tasks' bounds lie further out"  # type: ignore[operator]
+    assert {name: found[name] for name in found if name != "median"} == {
+        name: aggregate(A, statistic) for name, statistic in AGGREGATES.items() if name != "median"
+    }
+    assert aggregates([[1.0, 3.0]])["median"].low is None
 
 
 def test_profiles_and_probabilities_of_improvement_are_rliable_s() -> None:

@@ -368,23 +368,6 @@ def test_a_results_folder_that_can_no_longer_be_written_in_mid_run(tmp_path: Pat
         place.nothing_runs()
 
 
-@pytest.mark.slow
-def test_a_disk_of_the_trials_alone_that_becomes_full_in_mid_run(tmp_path: Path, undisturbed: Place) -> None:
-    """What else the results folder holds can still be written: nothing new starts all the same, and a rerun finishes."""
-    place = Place(tmp_path)
-    with small_disk(place.results / "trials", "60m") as disk:
-        place.pace(0.5)  # none ends by itself before the disk is full
-        driver = place.start()
-        until(place.committed, PATIENCE, "a commit")
-        filler = disk / "filler"
-        fill(filler, driver)
-        ends_after_one_trial(place, driver)
-        filler.unlink()
-        place.pace(0)
-        place.run()
-        place.as_undisturbed(undisturbed)
-
-
 def make_disk(image: Path) -> None:
     """A file that can be mounted as a disk."""
     program = shutil.which("mkfs.ext4")

@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 from machines import PATIENCE, machines, until
-from running.test_faults import GRID, Place, planned, runs, undisturbed  # noqa: F401  # a fixture
+from running.test_faults import (  # noqa: F401  # a fixture
+    GRID,
+    Place,
+    ends_after_one_trial,
+    fill,
+    planned,
+    runs,
+    small_disk,
+    undisturbed,
+)
 from support import TROUBLE, harness, kill_when, plugin, timeless, write_grid
 
 from harness.recording.records import Result
@@ -173,6 +182,23 @@ def test_two_grids_run_on_one_cluster(tmp_path: Path, undisturbed: Place) -> Non
     ended = Results(one.results).trial(shared).result()
     assert ended is not None
     assert ended.attempt == 1, "the other grid waited for it"
+
+
+@pytest.mark.slow
+def test_a_disk_of_the_trials_alone_that_becomes_full_in_mid_run(tmp_path: Path, undisturbed: Place) -> None:  # noqa: F811
+    """What else the results folder holds can still be written: nothing new starts all the same, and a rerun finishes."""
+    place = Place(tmp_path)
+    with small_disk(place.results / "trials", "60m") as disk:
+        place.pace(0.5)  # none ends by itself before the disk is full
+        driver = place.start()
+        until(place.committed, PATIENCE, "a commit")
+        filler = disk / "filler"
+        fill(filler, driver)
+        ends_after_one_trial(place, driver)
+        filler.unlink()
+        place.pace(0)
+        place.run()
+        place.as_undisturbed(undisturbed)
 
 
 TROUBLED_GRID = """

@@ -559,7 +559,6 @@ def cluster() -> Iterator[Machines]:
 
 
 @pytest.mark.slow
-@pytest.mark.chaos
 def test_a_grid_goes_to_a_cluster_and_back(
     cluster: Machines,
     tmp_path: Path,
@@ -648,7 +647,6 @@ def statuses(tracking: str) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.chaos
 def test_a_wrong_token_and_what_the_head_refuses(cluster: Machines, tmp_path: Path) -> None:
     grid = write_grid(tmp_path, GRID.replace("slow + ", ""))
     place = ["--address", cluster.dashboard, "--tracking", f"sqlite:///{tmp_path / 'runs.db'}"]
