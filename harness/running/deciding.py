@@ -96,10 +96,9 @@ def _run_batch(
     deadline: float | None,
 ) -> bool:
     """Runs a batch and what it requires; whether the budget ended it."""
-    with alarm(deadline) as rung:
-        outcome = None
-        with suppress(KeyboardInterrupt):
-            outcome = run_plan(plan, results, options, console, only=with_required(plan, set(batch.trials)))
+    outcome, rung = None, threading.Event()
+    with suppress(KeyboardInterrupt), alarm(deadline, rung):  # in this order: it may ring before anything runs
+        outcome = run_plan(plan, results, options, console, only=with_required(plan, set(batch.trials)))
     done.batches += 1
     if outcome is not None:
         done.outcome.ended |= outcome.ended
@@ -120,11 +119,10 @@ def with_required(plan: Plan, hashes: set[str]) -> set[str]:
 
 
 @contextmanager
-def alarm(deadline: float | None) -> Iterator[threading.Event]:
-    """Interrupts this process at a time, as Ctrl-C does; the event says whether it did."""
-    rung = threading.Event()
+def alarm(deadline: float | None, rung: threading.Event) -> Iterator[None]:
+    """Interrupts this process at a time, as Ctrl-C does, here and nowhere after; the event says whether it did."""
     if deadline is None:
-        yield rung
+        yield
         return
 
     def ring() -> None:
@@ -135,6 +133,7 @@ def alarm(deadline: float | None) -> Iterator[threading.Event]:
     timer.daemon = True
     timer.start()
     try:
-        yield rung
+        yield
     finally:
         timer.cancel()
+        timer.join()  # one that is about to ring does so in here

@@ -1,6 +1,7 @@
 """Seeds are spent where claims are open, at the looks that the grid declares, and no further than the budget."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,11 @@ from judging.made import made_plan
 from rich.console import Console
 from support import harness, write_grid
 
+from harness.judging.lookahead import Batch
 from harness.recording.results import Results
 from harness.registry import Registry
-from harness.running.deciding import run_until_decided, with_required
+from harness.running import deciding
+from harness.running.deciding import Decided, run_until_decided, with_required
 from harness.running.driver import Options
 
 GRID = """
@@ -82,3 +85,19 @@ def test_a_spent_budget_ends_it_and_the_next_run_goes_on(tmp_path: Path) -> None
     assert "the budget of 1 s is spent at look 1 of 2" in shown
     assert "undecided" in shown
     assert "every look has been taken" in harness("run", grid, "--until-decided", "--results", results, "--cpus", 2)
+
+
+@pytest.mark.parametrize("early", [1.0, 0.0, -0.001])
+def test_a_budget_that_is_spent_before_a_batch_begins_is_no_interrupt_of_the_user(
+    early: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(deciding, "run_plan", lambda *_, **__: time.sleep(60))
+    plan = made_plan([], tasks=["t"])
+    batch, options = Batch([], [], [], "1 of 2", ""), Options()
+    for _ in range(20):
+        done = Decided()
+        deadline = time.monotonic() - early
+        assert deciding._run_batch(plan, Results(tmp_path), options, Console(), batch, done, deadline), (
+            "the budget ended it"
+        )
+        assert not done.outcome.interrupted
