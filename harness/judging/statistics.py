@@ -142,7 +142,7 @@ def aggregate(
 
 
 def aggregates(scores: ArrayLike, *, count: int = 2000) -> dict[str, Estimate]:
-    r"""The four aggregates of a score matrix, each with a 95 % interval for Gaussian scores.
+    """The four aggregates of a score matrix, each with a 95 % interval for Gaussian scores.
 
     It is the stratified bootstrap's. That of the median reaches at least from the median of the lower bounds of the tasks'
     Student intervals to that of their upper ones: means of few skewed scores lie below the truth on most tasks alike, so their
@@ -160,19 +160,14 @@ def aggregates(scores: ArrayLike, *, count: int = 2000) -> dict[str, Estimate]:
     """
     values = np.asarray(scores, dtype=np.float64)
     found = {name: aggregate(values, statistic, count=count) for name, statistic in AGGREGATES.items()}
-    value, low, high = (getattr(found["median"], part) for part in ("value", "low", "high"))
-    if low is not None:
-        lower, upper = median_bounds(values)
-        found["median"] = Estimate(value, min(low, float(lower)), max(high, float(upper)))
+    median = found["median"]
+    if median.low is not None and median.high is not None:
+        bounds = [
+            (centre - (half or 0.0), centre + (half or 0.0)) for centre, half in map(mean_interval, values.T.tolist())
+        ]
+        lower, upper = np.median(bounds, axis=0).tolist()
+        found["median"] = Estimate(median.value, min(median.low, lower), max(median.high, upper))
     return found
-
-
-def median_bounds(scores: Array, confidence: float = 0.95) -> tuple[Array, Array]:
-    """The medians over tasks of the lower and of the upper bounds of Student's intervals. Scores (…, seeds, tasks)."""
-    seeds = scores.shape[-2]
-    half = stdtrit(seeds - 1, (1 + confidence) / 2) * scores.std(axis=-2, ddof=1) / math.sqrt(seeds)
-    means = scores.mean(axis=-2)
-    return np.median(means - half, axis=-1), np.median(means + half, axis=-1)
 
 
 def share_interval(count: ArrayLike, total: float, confidence: float = 0.95) -> tuple[Array, Array]:

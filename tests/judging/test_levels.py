@@ -16,7 +16,7 @@ from scipy import special, stats
 
 from harness.judging.paired import exact_interval, holm, ranked_failures, student_p
 from harness.judging.reading import looks
-from harness.judging.statistics import AGGREGATES, _quantile, _resamples, aggregates, mean_interval, median_bounds
+from harness.judging.statistics import AGGREGATES, _quantile, _resamples, aggregates, mean_interval
 from harness.judging.verdicts import Outcome, judge
 from harness.registry import Registry
 
@@ -208,8 +208,10 @@ def covered(scores: Array, shape: str) -> dict[str, int]:
         value, half = statistic(scores), reach * errors[name]
         low, high = value - half, value + half
         if name == "median":
-            lower, upper = median_bounds(scores)
-            low, high = np.minimum(low, lower), np.maximum(high, upper)
+            means = scores.mean(axis=1)
+            reaches = stats.t.ppf(0.975, scores.shape[1] - 1) * stats.sem(scores, axis=1)
+            low = np.minimum(low, np.median(means - reaches, axis=-1))
+            high = np.maximum(high, np.median(means + reaches, axis=-1))
         assert (said[name].low, said[name].high) == pytest.approx((low[0], high[0])), name
         true = truth(name, shape)
         counts[name] = int(((low <= true + 1e-9) & (true - 1e-9 <= high)).sum())
