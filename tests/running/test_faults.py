@@ -321,7 +321,13 @@ def ends_after_one_trial(place: Place, driver: "subprocess.Popen[str]") -> None:
 
 READ_ONLY = {
     "mount": (
-        ["mount --bind {folder} {folder}", "mount -o remount,bind,ro {folder}"],  # what is open can still be written
+        [  # what is open can still be written; made aside: a mount in which a file is being written does not become read-only
+            "mount --make-private {folder}",
+            "mount --bind {folder} {aside}",
+            "mount -o remount,bind,ro {aside}",
+            "mount --bind {aside} {folder}",
+            "umount {aside}",
+        ],
         ["umount {folder}"],
     ),
     "disk": (
@@ -338,12 +344,13 @@ def test_a_results_folder_that_can_no_longer_be_written_in_mid_run(tmp_path: Pat
 
     Each time a rerun goes on once that is mended, and the last one finishes.
     """
-    place, image = Place(tmp_path), tmp_path / "image"
+    place, image, aside = Place(tmp_path), tmp_path / "image", tmp_path / "aside"
     make_disk(image)
+    aside.mkdir()
 
     def do(commands: list[str]) -> None:
         for line in commands:
-            subprocess.run(line.format(folder=place.results, image=image).split(), check=True)
+            subprocess.run(line.format(folder=place.results, image=image, aside=aside).split(), check=True)
 
     def in_mid_run(attempt: int) -> "subprocess.Popen[str]":
         driver = place.start()
