@@ -94,17 +94,31 @@ def _resamples(scores: Array, count: int, generator: np.random.Generator) -> Arr
     return scores[rows, np.arange(tasks)]
 
 
-def _quantile(scores: Array, confidence: float) -> float:
-    """How many bootstrap standard errors the interval reaches to either side.
+def _reach(seeds: int, confidence: float) -> float:
+    r"""How many bootstrap standard errors an interval reaches to either side: :math:`\sqrt{n/(n-1)}/\sqrt{1-c}`.
 
-    At few seeds the bootstrap is too narrow by √((n-1)/n), knows nothing of Student's tails, and cannot leave the range of
-    the data (Hesterberg 2015, arXiv 1411.5279). The degrees of freedom are Satterthwaite's, over tasks; for the mean on one
-    task the interval is Student's.
+    The root undoes that the bootstrap of :math:`n` seeds is too narrow by :math:`\sqrt{(n-1)/n}` (Hesterberg 2015,
+    arXiv 1411.5279); the rest is Chebyshev's inequality, which takes no shape of the scores for granted. For the mean on one task
+    the interval is the mean :math:`\pm s/\sqrt{n(1-c)}`.
     """
-    seeds = scores.shape[0]
-    variances = scores.var(axis=0, ddof=1)
-    degrees = float((seeds - 1) * variances.sum() ** 2 / (variances**2).sum()) if variances.any() else seeds - 1.0
-    return math.sqrt(seeds / (seeds - 1)) * float(stdtrit(degrees, (1 + confidence) / 2))
+    return math.sqrt(seeds / (seeds - 1) / (1 - confidence))
+
+
+FEWEST_SEEDS, FEWEST_DEGREES = 5, 8
+"""Seeds, and degrees of freedom (tasks times seeds less one), below which an aggregate has no interval.
+
+From there on Chebyshev's factor holds 95 % of normal, log-normal, two-moded and tied scores in simulations. Below, standard errors
+are off by too much for any factor: three seeds of two modes agree in a quarter of all cases.
+"""
+
+
+def has_interval(seeds: int, tasks: int) -> bool:
+    """Whether an aggregate over so many seeds and tasks has an interval: from five seeds on, on one task from nine.
+
+    >>> has_interval(5, 2), has_interval(3, 20), has_interval(8, 1), has_interval(9, 1)
+    (True, False, False, True)
+    """
+    return seeds >= FEWEST_SEEDS and tasks * (seeds - 1) >= FEWEST_DEGREES
 
 
 def aggregate(
@@ -122,50 +136,57 @@ def aggregate(
         statistic: of matrices (…, seeds, tasks).
         confidence: of the interval.
         count: how many resamples; they are the same each time.
-        percentile: the percentiles of the resamples, as rliable has it; too narrow at few seeds.
+        percentile: the percentiles of the resamples, as rliable has it, from two seeds on; too narrow at few seeds.
 
-    >>> estimate = aggregate([[1.0, 2.0], [2.0, 4.0], [3.0, 3.0]], mean)
-    >>> estimate.value, estimate.low < 2 < estimate.high
+    Returns:
+        The value, with an interval where `has_interval` says that there is one.
+
+    >>> estimate = aggregate([[1.0, 2.0], [2.0, 4.0], [3.0, 3.0], [4.0, 0.0], [5.0, 1.0]], mean)
+    >>> estimate.value, estimate.low < 2.5 < estimate.high
     (2.5, True)
+    >>> aggregate([[1.0, 2.0], [2.0, 4.0], [3.0, 3.0]], mean)
+    Estimate(value=2.5, low=None, high=None)
     """
     values = np.asarray(scores, dtype=np.float64)
     if values.ndim != 2 or not np.isfinite(values).all():
         raise ValueError(f"scores: found shape {values.shape}, allowed: finite numbers of shape (seeds, tasks)")
-    if len(values) < 2:
-        return Estimate(float(statistic(values)), None, None)
-    found, value = statistic(_resamples(values, count, np.random.default_rng(0))), float(statistic(values))
+    value = float(statistic(values))
+    if not (len(values) > 1 if percentile else has_interval(*values.shape)):
+        return Estimate(value, None, None)
+    found = statistic(_resamples(values, count, np.random.default_rng(0)))
     if percentile:
         low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
         return Estimate(value, float(low), float(high))
-    half = _quantile(values, confidence) * float(found.std())
+    half = _reach(len(values), confidence) * float(found.std())
     return Estimate(value, value - half, value + half)
 
 
 def aggregates(scores: ArrayLike, *, count: int = 2000) -> dict[str, Estimate]:
-    """The four aggregates of a score matrix, each with a 95 % interval for Gaussian scores.
+    """The four aggregates of a score matrix, each with an interval that holds the truth in 95 % at least.
 
-    It is the stratified bootstrap's. That of the median reaches at least from the median of the lower bounds of the tasks'
-    Student intervals to that of their upper ones: means of few skewed scores lie below the truth on most tasks alike, so their
-    median gets closer to something else the more tasks there are. In simulations of two to thirty tasks, of three to twenty
-    seeds, the intervals held the truth of skewed, bimodal and tied scores 80 % of the time at least, mostly 95 %; no interval
-    of a mean holds its level for every distribution (Bahadur and Savage 1956, Ann. Math. Stat. 27).
+    It is that of `aggregate`. That of the median reaches at least from the median of the lower bounds of the tasks' means to
+    that of their upper ones: means of few skewed scores lie below the truth on most tasks alike, which no resample of them shows.
+
+    What it holds is simulated, not proven: no interval of a mean holds its level for every distribution (Bahadur and Savage
+    1956, Ann. Math. Stat. 27). In simulations of 1 to 30 tasks that vary alike and of up to 20 seeds it held in 95 % at least for
+    scores that are normal, log-normal, of two modes, or tied; for normal ones in 99.5 %, being about twice as wide as they need.
+    Where one of ten tasks varied ten times as much as the others, five seeds held the mean in 94 % at least.
 
     Args:
         scores: (seeds, tasks), finite.
         count: how many resamples.
 
-    >>> found = aggregates([[0.0, 0.0, 2.0], [2.0, 2.0, 4.0]])
-    >>> found["median"].value, found["median"].low < -11.7 and found["median"].high > 13.7
-    (1.0, True)
+    >>> found = aggregates([[0.0, 0.0, 2.0]] * 4 + [[2.0, 2.0, 4.0]] * 4)
+    >>> found["median"].value, round(found["median"].low, 2), round(found["median"].high, 2)
+    (1.0, -0.69, 2.69)
     """
     values = np.asarray(scores, dtype=np.float64)
     found = {name: aggregate(values, statistic, count=count) for name, statistic in AGGREGATES.items()}
     median = found["median"]
     if median.low is not None and median.high is not None:
-        bounds = [
-            (centre - (half or 0.0), centre + (half or 0.0)) for centre, half in map(mean_interval, values.T.tolist())
-        ]
-        lower, upper = np.median(bounds, axis=0).tolist()
+        means = values.mean(axis=0)
+        halves = _reach(len(values), 0.95) * values.std(axis=0) / math.sqrt(len(values))
+        lower, upper = float(np.median(means - halves)), float(np.median(means + halves))
         found["median"] = Estimate(median.value, min(median.low, lower), max(median.high, upper))
     return found
 

@@ -384,6 +384,16 @@ def test_too_few_seeds_are_said_to_be_too_few(tmp_path: Path) -> None:
     assert "3 seeds are too few to show any difference among 2 methods" in found.tables[0].note
 
 
+@pytest.mark.parametrize("seeds", [4, 5])
+def test_aggregates_of_too_few_seeds_have_no_interval_and_the_report_says_so(seeds: int, tmp_path: Path) -> None:
+    plan = made_plan(tasks=("t", "u"), methods=("a", "b"), seeds=seeds)
+    found, _ = findings(plan, ended(plan, scores(plan)), tmp_path)
+    table, *_ = overall(found).tables
+    assert {"[" in cell for row in table.rows for cell in row[1:5]} == {seeds == 5}
+    assert ("from five seeds on" in table.note) == (seeds == 4)
+    assert ("hold the truth in 95 % at least" in table.note) == (seeds == 5)
+
+
 def test_failure_rates_count_every_cell(small: tuple[Findings, Results], page_text: str) -> None:
     table = next(table for table in overall(small[0]).tables if table.title.startswith("Failure rates"))
     assert table.title == "Failure rates: 1 of 90 trials"
