@@ -572,7 +572,7 @@ def test_a_checkpoint_that_is_not_plain_tensors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../out", "a/b", "/tmp/x", "..", ".hidden", "a\\b", "A", "", "x" * 101, "a\nb", "a\0b"]
+    "name", ["../out", "a/b", "/tmp/no/such/grid", "..", ".hidden", "a\\b", "A", "", "x" * 101, "a\nb", "a\0b"]
 )
 def test_a_grid_whose_name_leads_out_of_the_results_folder(name: str, tmp_path: Path) -> None:
     from harness.planning.errors import GridError
